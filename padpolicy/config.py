@@ -1,0 +1,324 @@
+"""Every setting of padpolicy: its default, its unit and why it is there. YAML files in `configs/` hold only differences.
+
+`load(verb, overrides)` composes YAML and command line (hydra), converts once to the dataclasses below and checks the
+rules that span fields. Past that line nobody sees omegaconf. This module imports neither torch nor hydra at import time.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from padpolicy.shipped import shipped
+
+MISSING: Any = "???"  # omegaconf's own marker: reading it raises and names the field
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used. The command line prints it without a traceback and exits with code 2."""
+
+
+@dataclass
+class DataConfig:
+    path: str = ""  # zarr store of robot demonstrations; "" trains on videos alone
+    videos: list[str] = field(default_factory=list)  # action-free sources: stores, or folders of video files
+    video_ratio: float = 0.3  # share of samples from `videos` when both are given (PAD: 0.3)
+    video_camera: str = "front"  # the camera name that frames of video folders take
+    video_speed: float = 1.0  # >1: the video shows things faster than the robot does them
+    cameras: list[str] = field(default_factory=lambda: ["front", "wrist"])  # observed rgb
+    depth_cameras: list[str] = field(default_factory=lambda: ["front"])  # observed depth
+    future_cameras: list[str] = field(default_factory=lambda: ["front"])  # imagined rgb
+    future_depth_cameras: list[str] = field(default_factory=lambda: ["front"])  # imagined depth
+    image_size: int = 96  # pixels; frames of another size are letterboxed
+    dt_s: float = 0.1  # seconds between action steps
+    obs_steps: int = 1  # frames of history, dt_s apart, the last one is "now"
+    chunk_steps: int = 16  # actions per predicted chunk: chunk_steps * dt_s seconds
+    future_offsets_s: list[float] = field(default_factory=lambda: [1.6])  # when the imagined frames are, from "now"
+    val_fraction: float = 0.02  # share of episodes held out for the validation loss
+    workers: int = 1  # loader processes; 0 loads in the training process
+    cache_latents: bool = True  # encode each frame once and keep the latents beside the pixels
+
+
+@dataclass
+class EncodersConfig:
+    image: str = "shipped:vae"  # AutoencoderKL: "shipped:NAME", a folder, or a hub name such as stabilityai/sd-vae-ft-mse
+    text: str = "shipped:text"  # open_clip: "shipped:NAME", "local-dir:PATH", or "MODEL" or "MODEL/PRETRAINED"
+    text_tokens: int = 24  # tokens of an instruction that the policy sees; longer ones are cut with a warning
+
+
+@dataclass
+class ModelConfig:
+    width: int = 192  # D
+    depth: int = 6  # blocks
+    heads: int = 6
+    mlp_ratio: float = 4.0
+    patch: int = 2  # latent pixels per token side
+    eyes: str = "latents"  # how the observation's rgb is seen: "latents" (frozen VAE) or "stem" (trainable convolutions)
+    text: str = "tokens"  # "tokens": token embeddings in the context; "pooled": one vector in the modulation, as PAD
+    depth_size: int = 24  # depth images are reduced (nearest valid) to this many pixels a side
+    depth_patch: int = 6  # reduced depth pixels per token side
+    recompute: bool = False  # recompute activations in the backward pass: less memory, a third more time
+
+
+@dataclass
+class DiffusionConfig:
+    objective: str = "flow"  # "flow" (velocity) or "ddpm" (noise prediction)
+    learn_variance: bool = False  # ddpm only: learned range variance with the hybrid loss
+    train_steps: int = 1000  # ddpm only: K; step k is tau = (k + 1) / K
+    coupling: str = "blind"  # in joint: "blind" (action never sees future), "pad" (action sees future), "full"
+    times: str = "future_noisier"  # in joint: "shared", "independent" or "future_noisier" (future >= action)
+    tau_law: str = "logit_normal"  # of the action's time: "uniform", "logit_normal" or "beta" (more weight near noise)
+    modes: dict[str, float] = field(  # how often a robot sample is trained in each mode it has the fields for
+        default_factory=lambda: {"policy": 0.2, "joint": 0.5, "forward": 0.15, "inverse": 0.15}
+    )
+    video_modes: dict[str, float] = field(default_factory=lambda: {"video": 1.0})  # the same for action-free samples
+    prefix_share: float = 0.0  # share of samples with a clean action prefix (training-time real-time chunking)
+    prefix_max_steps: int = 8
+    text_dropout: float = 0.1  # share of samples that see the null text
+    obs_dropout: float = 0.0  # share of samples that lose one observation field (never the last one)
+    weight_action: float = 1.0  # loss weights
+    weight_rgb: float = 1.0
+    weight_depth: float = 0.3
+    steps: int = 4  # sampling steps
+    guidance: float = 1.0  # scale over text; 1 is none
+
+
+@dataclass
+class EnvConfig:
+    id: str = ""  # gymnasium id
+    tasks: list[str] = field(default_factory=list)  # empty: all that are not held out
+    robot: str = ""  # key of the normaliser
+    renderer: str = "rays"
+    cameras: list[str] = field(default_factory=lambda: ["front", "wrist"])
+    max_steps: int = 0  # 0: the environment's own limit
+
+
+@dataclass
+class TrainingConfig:
+    steps: int = 20_000
+    batch_size: int = 64  # global: over all processes and accumulation steps
+    accumulate: int = 1
+    lr: float = 5e-4
+    weight_decay: float = 0.01
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
+    warmup_steps: int = 500
+    final_lr_fraction: float = 0.02  # cosine down to this share of lr
+    clip_norm: float = 1.0
+    precision: str = "bf16"  # "bf16" (autocast) or "fp32"
+    ema: float = 0.999  # 0 switches it off
+    threads: int = 0  # torch threads; 0 leaves torch's choice
+    device: str = "auto"
+    log_every: int = 50
+    checkpoint_every: int = 1000
+    validate_every: int = 1000  # 0: never
+    imagine_every: int = 2000  # imagined futures as images in the log; 0: never
+    evaluate_every: int = 0  # closed-loop evaluation while training; 0: never
+    keep_checkpoints: int = 2
+
+
+@dataclass
+class EvaluationConfig:
+    episodes_per_task: int = 10
+    num_envs: int = 8
+    env_workers: int = 2  # processes that step environments
+    exec_steps: int = 8  # steps executed of each chunk before planning again
+    seed: int = 100_000  # evaluation scenes: scene i of every task has seed + i
+    steps: int = 0  # sampling steps; 0: the policy's own
+    guidance: float = 0.0  # 0: the policy's own
+    paraphrase: str = "canonical"  # "canonical", "random" or "held_out"
+    videos: int = 12  # rollouts shown on the page
+    imagine: bool = True  # draw what the policy imagined beside what happened
+
+
+@dataclass
+class TrainConfig:
+    """`padpolicy train`."""
+
+    out: str = MISSING  # run directory; the same command again resumes
+    name: str = "default"
+    seed: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    encoders: EncodersConfig = field(default_factory=EncodersConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    env: EnvConfig = field(default_factory=EnvConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+
+@dataclass
+class EvalConfig:
+    """`padpolicy eval`. The evaluation's settings stand at the top level: `episodes_per_task=10`."""
+
+    checkpoint: str = MISSING  # run directory, checkpoint directory, or the name of a shipped policy ("tabletop")
+    out: str = MISSING
+    tasks: list[str] = field(default_factory=list)
+    env: EnvConfig = field(default_factory=EnvConfig)
+    device: str = "auto"
+    threads: int = 0
+    floor: str = ""  # "": the policy; "no_image", "no_text" or "replay": what a policy without eyes, ears or brain gets
+    episodes_per_task: int = 10
+    num_envs: int = 8
+    env_workers: int = 2
+    exec_steps: int = 8
+    seed: int = 100_000
+    steps: int = 0
+    guidance: float = 0.0
+    paraphrase: str = "canonical"
+    videos: int = 12
+    imagine: bool = True
+
+
+@dataclass
+class CollectConfig:
+    """`padpolicy collect`."""
+
+    out: str = MISSING
+    env: EnvConfig = field(default_factory=EnvConfig)
+    tasks: list[str] = field(default_factory=list)
+    episodes_per_task: int = 10
+    seed: int = 0  # episode j of task i has a seed that is a function of (seed, i, j)
+    workers: int = 2
+    noise: float = 0.5  # share of episodes with disturbed execution and clean expert labels
+    keep_failures: bool = False  # failures are useful as action-free video
+    depth: bool = True
+    actions: bool = True  # False writes an action-free store
+
+
+@dataclass
+class QuickstartConfig:
+    """`padpolicy quickstart`."""
+
+    out: str = "quickstart"
+    seed: int = 100_000
+    episodes_per_task: int = 1
+    threads: int = 0
+    train_seconds: int = 150  # how long the small policy trains
+    train_steps: int = 0  # >0: instead of train_seconds
+
+
+SCHEMAS = {
+    "train": TrainConfig,
+    "eval": EvalConfig,
+    "collect": CollectConfig,
+    "quickstart": QuickstartConfig,
+}
+
+_CHOICES = {
+    "data": {},
+    "model": {"eyes": ("latents", "stem"), "text": ("tokens", "pooled")},
+    "diffusion": {
+        "objective": ("flow", "ddpm"),
+        "coupling": ("blind", "pad", "full"),
+        "times": ("shared", "independent", "future_noisier"),
+        "tau_law": ("uniform", "logit_normal", "beta"),
+    },
+    "training": {"precision": ("bf16", "fp32")},
+}
+
+
+def load(verb: str, overrides: Sequence[str] = ()) -> Any:
+    """Composes `configs/<verb>.yaml` with command-line overrides (`group=name`, `key=value`) into its dataclass.
+
+    Raises:  ConfigError with the nearest valid name for a misspelt key, group or choice, and for a missing value.
+    """
+    from hydra import compose, initialize_config_dir
+    from hydra.core.config_store import ConfigStore
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+    store = ConfigStore.instance()
+    for name, schema in SCHEMAS.items():
+        store.store(name=f"{name}_schema", node=schema)
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(shipped("configs")), version_base="1.3"):
+            tree = compose(verb, overrides=list(overrides))
+        cfg = OmegaConf.to_object(tree)
+    except MissingMandatoryValue as error:
+        key = getattr(error, "full_key", None) or str(error).split(":")[-1].strip()
+        raise ConfigError(f"padpolicy {verb} needs {key}=…, and it was not given.") from None
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_explain(verb, overrides, error)) from None
+    check(cfg)
+    return cfg
+
+
+def _explain(verb: str, overrides: Sequence[str], error: Exception) -> str:
+    """Hydra's message in one paragraph, with the nearest key that exists."""
+    text = " ".join(str(error.__cause__ or error).split())
+    known = sorted(_keys(SCHEMAS[verb]()))
+    for override in overrides:
+        key = override.split("=", 1)[0].lstrip("+~")
+        if key in known or "=" not in override:
+            continue
+        group = shipped("configs") / key
+        if group.is_dir():
+            names = sorted(path.stem for path in group.glob("*.yaml"))
+            if override.split("=", 1)[1] not in names:
+                return f"padpolicy {verb}: unknown {override!r}. configs/{key}/ has: {', '.join(names)}."
+            continue
+        near = difflib.get_close_matches(key, known, n=3)
+        near = near or [k for k in known if k.split(".")[-1] == key.split(".")[-1]][:3]
+        hint = f"Did you mean {' or '.join(near)}?" if near else f"It knows: {', '.join(known)}."
+        return f"padpolicy {verb}: unknown setting {key!r}. {hint}"
+    return f"padpolicy {verb}: {text}"
+
+
+def _keys(node: Any, prefix: str = "") -> list[str]:
+    names = []
+    for key, value in vars(node).items():
+        names += _keys(value, f"{prefix}{key}.") if hasattr(value, "__dataclass_fields__") else [prefix + key]
+    return names
+
+
+def check(cfg: Any) -> None:
+    """The rules that span fields. Raises ConfigError naming the setting, what it is and what it may be."""
+
+    def need(ok: bool, message: str) -> None:
+        if not ok:
+            raise ConfigError(message)
+
+    for section, fields in _CHOICES.items():
+        for name, choices in fields.items():
+            part = getattr(cfg, section, None)
+            if part is not None:
+                value = getattr(part, name)
+                need(value in choices, f"{section}.{name}={value!r}: expected one of {', '.join(choices)}.")
+    if isinstance(cfg, TrainConfig):
+        data, model, diffusion, training = cfg.data, cfg.model, cfg.diffusion, cfg.training
+        need(bool(data.path or data.videos), "Nothing to train on: give data.path=STORE, data.videos=[FOLDER, …] or both.")
+        need(0 <= data.video_ratio <= 1, f"data.video_ratio={data.video_ratio}: a share, between 0 and 1.")
+        need(data.dt_s > 0, f"data.dt_s={data.dt_s}: seconds between actions, more than 0.")
+        need(data.obs_steps >= 1, f"data.obs_steps={data.obs_steps}: at least 1, the present.")
+        need(data.chunk_steps >= 1, f"data.chunk_steps={data.chunk_steps}: at least 1.")
+        need(all(o > 0 for o in data.future_offsets_s), f"data.future_offsets_s={data.future_offsets_s}: seconds after now.")
+        need(model.width % model.heads == 0, f"model.width={model.width} is not a multiple of model.heads={model.heads}.")
+        need(model.width % 4 == 0, f"model.width={model.width}: 2-D positions need a multiple of 4.")
+        need(
+            model.depth_size % model.depth_patch == 0,
+            f"model.depth_size={model.depth_size} is not a multiple of model.depth_patch={model.depth_patch}.",
+        )
+        need(
+            training.batch_size % training.accumulate == 0,
+            f"training.batch_size={training.batch_size} is not a multiple of training.accumulate={training.accumulate}.",
+        )
+        need(
+            not diffusion.learn_variance or diffusion.objective == "ddpm",
+            "diffusion.learn_variance=true needs diffusion.objective=ddpm.",
+        )
+        need(
+            cfg.evaluation.exec_steps <= data.chunk_steps,
+            f"evaluation.exec_steps={cfg.evaluation.exec_steps} is more than data.chunk_steps={data.chunk_steps}.",
+        )
+        known = ("policy", "joint", "forward", "inverse", "video")
+        for mode in [*diffusion.modes, *diffusion.video_modes]:
+            need(mode in known, f"diffusion.modes: unknown mode {mode!r}; expected some of {', '.join(known)}.")
+    out = getattr(cfg, "out", "")
+    if out and Path(out).is_file():
+        raise ConfigError(f"out={out} is a file; expected a directory to write into.")
