@@ -6,8 +6,10 @@ rules that span fields. Past that line nobody sees omegaconf. This module import
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,7 +59,7 @@ class ModelConfig:
     mlp_ratio: float = 4.0
     patch: int = 2  # latent pixels per token side
     eyes: str = "latents"  # how the observation's rgb is seen: "latents" (frozen VAE) or "stem" (trainable convolutions)
-    text: str = "tokens"  # "tokens": token embeddings in the context; "pooled": one vector in the modulation, as PAD
+    text: str = "both"  # "tokens": in the context; "pooled": one vector in every modulation, as PAD; or "both"
     depth_size: int = 24  # depth images are reduced (nearest valid) to this many pixels a side
     depth_patch: int = 6  # reduced depth pixels per token side
     recompute: bool = False  # recompute activations in the backward pass: less memory, a third more time
@@ -71,7 +73,7 @@ class DiffusionConfig:
     coupling: str = "blind"  # in joint: "blind" (action never sees future), "pad" (action sees future), "full"
     times: str = "future_noisier"  # in joint: "shared", "independent" or "future_noisier" (future >= action)
     tau_law: str = "logit_normal"  # of the action's time: "uniform", "logit_normal" or "beta" (more weight near noise)
-    modes: dict[str, float] = field(  # how often a robot sample is trained in each mode it has the fields for
+    modes: dict[str, float] = field(  # how often a robot sample is trained in each mode it has the fields for; 0: never
         default_factory=lambda: {"policy": 0.2, "joint": 0.5, "forward": 0.15, "inverse": 0.15}
     )
     video_modes: dict[str, float] = field(default_factory=lambda: {"video": 1.0})  # the same for action-free samples
@@ -99,6 +101,7 @@ class EnvConfig:
 @dataclass
 class TrainingConfig:
     steps: int = 20_000
+    max_seconds: float = 0  # stop (and save) after this much time, whatever `steps` says; 0: no limit
     batch_size: int = 64  # global: over all processes and accumulation steps
     accumulate: int = 1
     lr: float = 5e-4
@@ -208,17 +211,42 @@ SCHEMAS = {
 }
 
 _CHOICES = {
-    "data": {},
-    "model": {"eyes": ("latents", "stem"), "text": ("tokens", "pooled")},
-    "diffusion": {
-        "objective": ("flow", "ddpm"),
-        "coupling": ("blind", "pad", "full"),
-        "times": ("shared", "independent", "future_noisier"),
-        "tau_law": ("uniform", "logit_normal", "beta"),
-    },
-    "training": {"precision": ("bf16", "fp32")},
+    "model.eyes": ("latents", "stem"),
+    "model.text": ("tokens", "pooled", "both"),
+    "diffusion.objective": ("flow", "ddpm"),
+    "diffusion.coupling": ("blind", "pad", "full"),
+    "diffusion.times": ("shared", "independent", "future_noisier"),
+    "diffusion.tau_law": ("uniform", "logit_normal", "beta"),
+    "training.precision": ("bf16", "fp32"),
+    "evaluation.paraphrase": ("canonical", "random", "held_out"),
+    "paraphrase": ("canonical", "random", "held_out"),
+    "floor": ("", "no_image", "no_text", "replay"),
 }
 
+_AT_LEAST = {
+    "data.obs_steps": 1,
+    "data.chunk_steps": 1,
+    "data.workers": 0,
+    "training.steps": 1,
+    "training.max_seconds": 0,
+    "training.batch_size": 1,
+    "training.accumulate": 1,
+    "training.checkpoint_every": 1,
+    "training.keep_checkpoints": 1,
+    "training.threads": 0,
+    "evaluation.episodes_per_task": 1,
+    "evaluation.exec_steps": 1,
+    "evaluation.num_envs": 1,
+    "episodes_per_task": 1,
+    "exec_steps": 1,
+    "num_envs": 1,
+    "workers": 1,
+    "threads": 0,
+    "train_seconds": 0,
+    "train_steps": 0,
+}
+
+_SHARES = ("data.video_ratio", "data.val_fraction", "diffusion.text_dropout", "diffusion.obs_dropout", "noise")
 
 def load(verb: str, overrides: Sequence[str] = ()) -> Any:
     """Composes `configs/<verb>.yaml` with command-line overrides (`group=name`, `key=value`) into its dataclass.
@@ -249,76 +277,108 @@ def load(verb: str, overrides: Sequence[str] = ()) -> Any:
     return cfg
 
 
+def dump(cfg: Any) -> str:
+    """A configuration as YAML, every setting written out."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.structured(cfg))
+
+
+def groups() -> dict[str, list[str]]:
+    """What `group=name` on the command line may select: {"env": ["tabletop"], "experiment": [...], ...}."""
+    folders = (path for path in sorted(shipped("configs").iterdir()) if path.is_dir())
+    return {folder.name: sorted(path.stem for path in folder.glob("*.yaml")) for folder in folders}
+
+
 def _explain(verb: str, overrides: Sequence[str], error: Exception) -> str:
     """Hydra's message in one paragraph, with the nearest key that exists."""
-    text = " ".join(str(error.__cause__ or error).split())
-    known = sorted(_keys(SCHEMAS[verb]()))
+    if hasattr(error, "override"):  # hydra's OverrideParseException
+        return f"padpolicy {verb}: cannot read {error.override!r}; write key=value, and close brackets and quotes."
+    known = sorted(keys(SCHEMAS[verb]()))
+    choices = groups()
     for override in overrides:
-        key = override.split("=", 1)[0].lstrip("+~")
-        if key in known or "=" not in override:
-            continue
-        group = shipped("configs") / key
-        if group.is_dir():
-            names = sorted(path.stem for path in group.glob("*.yaml"))
-            if override.split("=", 1)[1] not in names:
-                return f"padpolicy {verb}: unknown {override!r}. configs/{key}/ has: {', '.join(names)}."
-            continue
-        near = difflib.get_close_matches(key, known, n=3)
-        near = near or [k for k in known if k.split(".")[-1] == key.split(".")[-1]][:3]
-        hint = f"Did you mean {' or '.join(near)}?" if near else f"It knows: {', '.join(known)}."
-        return f"padpolicy {verb}: unknown setting {key!r}. {hint}"
-    return f"padpolicy {verb}: {text}"
+        key, equals, value = override.partition("=")
+        key = key.lstrip("+~")
+        if not equals:
+            return f"padpolicy {verb}: {override!r} is not a setting; write key=value, for example {known[-1]}=…"
+        if key in choices:
+            if value not in choices[key]:
+                return f"padpolicy {verb}: unknown {override!r}. configs/{key}/ has: {', '.join(choices[key])}."
+        elif key not in known:
+            near = difflib.get_close_matches(key, known + list(choices), n=3)
+            near = near or [k for k in known if k.split(".")[-1] == key.split(".")[-1]][:3]
+            hint = f"Did you mean {' or '.join(near)}?" if near else f"`padpolicy {verb} --help` lists them all."
+            return f"padpolicy {verb}: unknown setting {key!r}. {hint}"
+    text = str(error.__cause__ or error)
+    field_name = next((line.split(":")[1].strip() for line in text.splitlines() if "full_key:" in line), "")
+    text = " ".join(line for line in text.splitlines() if not re.match(r"\s*(full_key|\w+_type|See )", line))
+    return f"padpolicy {verb}: {field_name + ': ' if field_name else ''}{' '.join(text.split())}"
 
 
-def _keys(node: Any, prefix: str = "") -> list[str]:
+def keys(node: Any, prefix: str = "") -> list[str]:
+    """The dotted names of all settings below a configuration dataclass."""
     names = []
     for key, value in vars(node).items():
-        names += _keys(value, f"{prefix}{key}.") if hasattr(value, "__dataclass_fields__") else [prefix + key]
+        names += keys(value, f"{prefix}{key}.") if dataclasses.is_dataclass(value) else [prefix + key]
     return names
 
 
+def _get(cfg: Any, key: str) -> Any:
+    """The value of a dotted name, or None where this verb has no such setting."""
+    for part in key.split("."):
+        cfg = getattr(cfg, part, None)
+    return cfg
+
+
 def check(cfg: Any) -> None:
-    """The rules that span fields. Raises ConfigError naming the setting, what it is and what it may be."""
+    """The rules on values and across fields. Raises ConfigError naming the setting, what it is and what it may be."""
 
     def need(ok: bool, message: str) -> None:
         if not ok:
             raise ConfigError(message)
 
-    for section, fields in _CHOICES.items():
-        for name, choices in fields.items():
-            part = getattr(cfg, section, None)
-            if part is not None:
-                value = getattr(part, name)
-                need(value in choices, f"{section}.{name}={value!r}: expected one of {', '.join(choices)}.")
+    for key, choices in _CHOICES.items():
+        value = _get(cfg, key)
+        need(value is None or value in choices, f"{key}={value!r}: expected one of {', '.join(map(repr, choices))}.")
+    for key, least in _AT_LEAST.items():
+        value = _get(cfg, key)
+        need(value is None or value >= least, f"{key}={value}: at least {least}.")
+    for key in _SHARES:
+        value = _get(cfg, key)
+        need(value is None or 0 <= value <= 1, f"{key}={value}: a share, between 0 and 1.")
     if isinstance(cfg, TrainConfig):
-        data, model, diffusion, training = cfg.data, cfg.model, cfg.diffusion, cfg.training
-        need(bool(data.path or data.videos), "Nothing to train on: give data.path=STORE, data.videos=[FOLDER, …] or both.")
-        need(0 <= data.video_ratio <= 1, f"data.video_ratio={data.video_ratio}: a share, between 0 and 1.")
-        need(data.dt_s > 0, f"data.dt_s={data.dt_s}: seconds between actions, more than 0.")
-        need(data.obs_steps >= 1, f"data.obs_steps={data.obs_steps}: at least 1, the present.")
-        need(data.chunk_steps >= 1, f"data.chunk_steps={data.chunk_steps}: at least 1.")
-        need(all(o > 0 for o in data.future_offsets_s), f"data.future_offsets_s={data.future_offsets_s}: seconds after now.")
-        need(model.width % model.heads == 0, f"model.width={model.width} is not a multiple of model.heads={model.heads}.")
-        need(model.width % 4 == 0, f"model.width={model.width}: 2-D positions need a multiple of 4.")
-        need(
-            model.depth_size % model.depth_patch == 0,
-            f"model.depth_size={model.depth_size} is not a multiple of model.depth_patch={model.depth_patch}.",
-        )
-        need(
-            training.batch_size % training.accumulate == 0,
-            f"training.batch_size={training.batch_size} is not a multiple of training.accumulate={training.accumulate}.",
-        )
-        need(
-            not diffusion.learn_variance or diffusion.objective == "ddpm",
-            "diffusion.learn_variance=true needs diffusion.objective=ddpm.",
-        )
-        need(
-            cfg.evaluation.exec_steps <= data.chunk_steps,
-            f"evaluation.exec_steps={cfg.evaluation.exec_steps} is more than data.chunk_steps={data.chunk_steps}.",
-        )
-        known = ("policy", "joint", "forward", "inverse", "video")
-        for mode in [*diffusion.modes, *diffusion.video_modes]:
-            need(mode in known, f"diffusion.modes: unknown mode {mode!r}; expected some of {', '.join(known)}.")
+        _check_train(cfg, need)
     out = getattr(cfg, "out", "")
-    if out and Path(out).is_file():
-        raise ConfigError(f"out={out} is a file; expected a directory to write into.")
+    need(not (out and Path(out).is_file()), f"out={out} is a file; expected a directory to write into.")
+
+
+def _check_train(cfg: TrainConfig, need: Callable[[bool, str], None]) -> None:
+    data, model, diffusion, training = cfg.data, cfg.model, cfg.diffusion, cfg.training
+    need(bool(data.path or data.videos), "Nothing to train on: give data.path=STORE, data.videos=[FOLDER, …] or both.")
+    need(data.dt_s > 0, f"data.dt_s={data.dt_s}: seconds between actions, more than 0.")
+    need(all(o > 0 for o in data.future_offsets_s), f"data.future_offsets_s={data.future_offsets_s}: seconds after now.")
+    need(model.width % model.heads == 0, f"model.width={model.width} is not a multiple of model.heads={model.heads}.")
+    need(model.width % 4 == 0, f"model.width={model.width}: 2-D positions need a multiple of 4.")
+    need(
+        model.depth_size % model.depth_patch == 0,
+        f"model.depth_size={model.depth_size} is not a multiple of model.depth_patch={model.depth_patch}.",
+    )
+    need(
+        training.batch_size % training.accumulate == 0,
+        f"training.batch_size={training.batch_size} is not a multiple of training.accumulate={training.accumulate}.",
+    )
+    need(
+        not diffusion.learn_variance or diffusion.objective == "ddpm",
+        "diffusion.learn_variance=true needs diffusion.objective=ddpm.",
+    )
+    need(
+        cfg.evaluation.exec_steps <= data.chunk_steps,
+        f"evaluation.exec_steps={cfg.evaluation.exec_steps} is more than data.chunk_steps={data.chunk_steps}.",
+    )
+    known = ("policy", "joint", "forward", "inverse", "video")
+    for name, modes in (("modes", diffusion.modes), ("video_modes", diffusion.video_modes)):
+        for mode, weight in modes.items():
+            near = difflib.get_close_matches(mode, known, n=1) or [", ".join(known)]
+            need(mode in known, f"diffusion.{name}: unknown mode {mode!r}; did you mean {near[0]}?")
+            need(weight >= 0, f"diffusion.{name}.{mode}={weight}: at least 0.")
+        need(any(modes.values()), f"diffusion.{name}: every mode has weight 0; nothing would be trained.")

@@ -1,0 +1,192 @@
+"""The `padpolicy` command: verbs only, each a few lines that call the library. Nothing heavy is imported before a verb runs."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from padpolicy import __version__, config
+from padpolicy.settings import settings_help
+
+USAGE = """\
+padpolicy: a robot policy from demonstrations and videos, by denoising the future and the actions together
+
+  padpolicy quickstart [out=DIR]                         a policy in closed loop and one trained here, as a page
+  padpolicy collect env=tabletop episodes_per_task=N seed=S out=PATH     demonstrations by scripted experts
+  padpolicy train experiment=NAME [data.path=PATH] out=DIR               the same command again resumes
+  padpolicy eval checkpoint=DIR|tabletop env=NAME out=DIR                success table, videos, one HTML page
+  padpolicy validate PATH [--json]                       is this dataset sound? exit code 1 if not
+  padpolicy info PATH                                    what is in a dataset or a checkpoint
+  padpolicy doctor [--json]                              what this machine has, and what to do about the rest
+  padpolicy --version
+
+Settings are key=value. `padpolicy VERB --help` lists them with their defaults; `padpolicy VERB … --cfg` prints what
+would run. Exit codes: 0 done, 1 findings (validate, doctor), 2 something you gave cannot be used.
+PADPOLICY_DEBUG=1 shows the traceback behind an error."""
+
+CONFIGURED = ("quickstart", "collect", "train", "eval")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb. Returns the exit code; a user's error is one paragraph on stderr and exit code 2."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(arguments)
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `padpolicy info … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if not _is_users(error) or os.environ.get("PADPOLICY_DEBUG"):
+            raise
+        print(f"error: {_paragraph(error)}", file=sys.stderr)
+        return 2
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return 0
+    if arguments[0] in ("-V", "--version"):
+        print(f"padpolicy {__version__}")
+        return 0
+    verb, rest = arguments[0], arguments[1:]
+    if verb not in VERBS:
+        raise config.ConfigError(f"unknown command {verb!r}. padpolicy knows: {', '.join(VERBS)}.")
+    about = inspect.getdoc(VERBS[verb]) or ""
+    if "-h" in rest or "--help" in rest:
+        print(settings_help(verb, about) if verb in CONFIGURED else about)
+        return 0
+    if verb not in CONFIGURED:
+        return VERBS[verb](rest)
+    show_only = "--cfg" in rest
+    flags = [a for a in rest if a.startswith("--") and a != "--cfg"]
+    if flags:
+        raise config.ConfigError(f"padpolicy {verb} has no option {flags[0]}; settings are written key=value.")
+    cfg = config.load(verb, [a for a in rest if a != "--cfg"])
+    if show_only:
+        print(config.dump(cfg), end="")
+        return 0
+    return VERBS[verb](cfg)
+
+
+def quickstart(cfg: config.QuickstartConfig) -> int:
+    """See the shipped policy act, train a small one here, and get a page about both."""
+    from padpolicy.quickstart import quickstart
+
+    quickstart(cfg)
+    return 0
+
+
+def collect(cfg: config.CollectConfig) -> int:
+    """Scripted experts write demonstrations, in parallel."""
+    from padpolicy.data.collect import collect
+
+    collect(cfg)
+    return 0
+
+
+def train(cfg: config.TrainConfig) -> int:
+    """Train a policy; the same command again resumes."""
+    from padpolicy.training.loop import train
+
+    print(f"Trained: {train(cfg)}")
+    return 0
+
+
+def evaluate(cfg: config.EvalConfig) -> int:
+    """Run a policy in closed loop and write results.json, videos and a page."""
+    from padpolicy.evaluation import evaluate
+
+    results = evaluate(cfg)
+    low, high = results["ci95"]
+    print(
+        f"success {results['success_rate']:.1%} (95 % interval {low:.1%} to {high:.1%}), {results['episodes']} episodes; "
+        f"page: {Path(cfg.out) / 'index.html'}"
+    )
+    return 0
+
+
+def validate(arguments: list[str]) -> int:
+    """padpolicy validate PATH [--json]
+
+    Reads a whole dataset and lists what is wrong with it. Exit code 0: sound; 1: findings; 2: not a dataset.
+    """
+    import json
+
+    from padpolicy.data.store import validate
+
+    path, as_json = _path_and_json("validate", arguments)
+    findings = [str(finding) for finding in validate(path)]
+    if as_json:
+        print(json.dumps({"path": str(path), "findings": findings}, indent=1))
+    else:
+        print("\n".join(findings) if findings else f"{path}: sound")
+    return 1 if findings else 0
+
+
+def info(arguments: list[str]) -> int:
+    """padpolicy info PATH
+
+    What a dataset or a checkpoint holds.
+    """
+    from padpolicy.info import info
+
+    path, _ = _path_and_json("info", arguments)
+    print(info(path))
+    return 0
+
+
+def doctor(arguments: list[str]) -> int:
+    """padpolicy doctor [--json]
+
+    What this machine has and what to do about what is missing. Exit code 0: usable; 1: not.
+    """
+    from padpolicy import doctor
+
+    unknown = [a for a in arguments if a != "--json"]
+    if unknown:
+        raise config.ConfigError(f"padpolicy doctor takes only --json, got {unknown[0]!r}.")
+    return doctor.report(as_json="--json" in arguments)
+
+
+VERBS: dict[str, Callable[[Any], int]] = {
+    "quickstart": quickstart,
+    "collect": collect,
+    "train": train,
+    "eval": evaluate,
+    "validate": validate,
+    "info": info,
+    "doctor": doctor,
+}
+
+
+def _path_and_json(verb: str, arguments: list[str]) -> tuple[Path, bool]:
+    paths = [a for a in arguments if a != "--json"]
+    if len(paths) != 1 or paths[0].startswith("-"):
+        raise config.ConfigError(f"usage: padpolicy {verb} PATH [--json]; got {' '.join(arguments) or 'nothing'}.")
+    return Path(paths[0]), "--json" in arguments
+
+
+def _is_users(error: Exception) -> bool:
+    """Whether an error says what a user gave wrong (checks at our borders raise these) rather than a bug of ours."""
+    if isinstance(error, (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError)):
+        return True
+    return type(error).__module__ in ("gymnasium.error", "padpolicy.data.store")
+
+
+def _paragraph(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        text = f"{error.filename}: {error.strerror}"
+    return text or type(error).__name__
+
+
+if __name__ == "__main__":
+    sys.exit(main())
