@@ -1,0 +1,288 @@
+"""Closed loop in simulation: observe, plan a chunk, execute its first steps, plan again.
+
+    round:  plan for every running episode (one batch)  ->  each executes up to exec_steps actions  ->  fold in what came
+
+Episodes are a fixed list of (task, seed), each run exactly once, whatever finishes first. Nothing of an episode depends on
+how many run beside it: scenes come from its seed, the noise of each plan from (seed, task, plan number).
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from padpolicy import draws
+from padpolicy.batch import Sample, collate
+from padpolicy.config import EvalConfig
+from padpolicy.control.chunking import ChunkQueue, ObservationBuffer
+from padpolicy.evaluation.vector import Act, Description, Reset, Step, VectorEnv
+from padpolicy.policy import Policy, PolicySpec
+
+HOLD_STEPS = 2  # a watched goal counts once it has held for two steps in a row: passing by is not reaching
+
+
+@dataclass(frozen=True)
+class EpisodeSpec:
+    """One episode, before it is run."""
+
+    task: str  # what the instruction asks for
+    seed: int
+    paraphrase: str = "canonical"  # "canonical", "random" (one of training's) or "held_out"
+    scene_of: str = ""  # the scene is that of this other task; its success is reported as `old_goal`
+
+    def options(self) -> dict[str, Any]:
+        """Reset options of the environment."""
+        options: dict[str, Any] = {"task": self.task}
+        if self.paraphrase != "random":
+            options["paraphrase"] = 0 if self.paraphrase == "canonical" else self.paraphrase
+        if self.scene_of:
+            options["scene_of"] = self.scene_of
+        return options
+
+
+@dataclass
+class Imagined:
+    """What the policy expected to see when it planned at `step`."""
+
+    step: int
+    frames: np.ndarray  # (F, H, W, 3) uint8, one per future_offsets_s
+
+
+@dataclass
+class Film:
+    """What is kept of an episode for people to look at."""
+
+    camera: str
+    observed: list[np.ndarray] = field(default_factory=list)  # (H, W, 3) uint8 of that camera, one per step, reset first
+    pictures: list[np.ndarray] = field(default_factory=list)  # env.render(): larger ones, if the environment draws them
+    imagined: list[Imagined] = field(default_factory=list)
+
+
+@dataclass
+class EpisodeResult:
+    """One episode, after it was run."""
+
+    spec: EpisodeSpec
+    instruction: str = ""
+    family: str = ""
+    success: bool = False
+    terminated: bool = False
+    truncated: bool = False
+    old_goal: bool = False  # with spec.scene_of: the goal of the instruction that was *not* given came true
+    steps: int = 0
+    plan_ms: list[float] = field(default_factory=list)  # wall time of the batched call each plan came from
+    film: Film | None = None
+
+
+Progress = Callable[[int, int, EpisodeResult], None]  # episodes done, episodes in all, the one just done
+
+
+def rollout(policy: Policy, cfg: EvalConfig, episodes: Sequence[EpisodeSpec], **options: Any) -> list[EpisodeResult]:
+    """Opens the environments of `cfg`, checks that the policy fits, and runs `run_episodes` (which has the options)."""
+    with VectorEnv(needed_cameras(policy.spec, cfg).env, min(cfg.num_envs, max(len(episodes), 1)), cfg.env_workers) as envs:
+        check_fit(policy.spec, envs.description, cfg)
+        return run_episodes(policy, envs, cfg, episodes, **options)
+
+
+def needed_cameras(spec: PolicySpec, cfg: EvalConfig) -> EvalConfig:
+    """`cfg` with only the cameras that are looked at: drawing is most of a step.
+
+    Raises:  ValueError if the policy needs a camera that the environment does not have.
+    """
+    needed = list(dict.fromkeys([*spec.cameras, *spec.depth_cameras, *spec.future_cameras[:1]]))
+    if missing := [cam for cam in needed if cam not in cfg.env.cameras]:
+        raise ValueError(
+            f"the policy looks through camera {', '.join(missing)}, but environment {cfg.env.id} has "
+            f"{', '.join(cfg.env.cameras) or 'none'} (env.cameras). Evaluate it where it can see, or train without."
+        )
+    return replace(cfg, env=replace(cfg.env, cameras=needed or cfg.env.cameras[:1]))
+
+
+def check_fit(spec: PolicySpec, env: Description, cfg: EvalConfig) -> None:
+    """Raises ValueError, saying what differs and what to do, if the policy was made for another environment."""
+    where = f"environment {cfg.env.id}"
+    if (dims := len(env.action_low)) != spec.action_dim:
+        raise ValueError(
+            f"{where} takes actions of {dims} dims, the policy gives {spec.action_dim} "
+            f"({', '.join(spec.action.get('names', [])) or 'unnamed'}). It was trained for another robot."
+        )
+    if spec.renderer and env.renderer and spec.renderer != env.renderer:
+        raise ValueError(
+            f"{where} is drawn by renderer {env.renderer!r}, the policy learned from pictures drawn by {spec.renderer!r}, "
+            f"and their pixels differ. Use env.renderer={spec.renderer}, or collect and train with {env.renderer!r}."
+        )
+    if env.dt_s and abs(env.dt_s - spec.dt_s) > 1e-6:
+        raise ValueError(f"{where} steps every {env.dt_s:g} s, the policy's actions are {spec.dt_s:g} s apart.")
+    for name in [f"rgb_{cam}" for cam in spec.cameras] + [f"depth_{cam}" for cam in spec.depth_cameras]:
+        if name not in env.observation:
+            raise ValueError(f"{where} has no observation {name!r}, which the policy needs; it has {', '.join(env.observation)}.")
+        if (size := env.observation[name][:2]) != (spec.image_size, spec.image_size):
+            raise ValueError(f"{where}: {name} is {size[0]}x{size[1]} pixels, the policy expects {spec.image_size}x{spec.image_size}.")
+    proprio = env.observation.get("proprio", (0,))
+    if spec.proprio_dim and proprio != (spec.proprio_dim,):
+        raise ValueError(f"{where}: proprio has shape {proprio}, the policy expects ({spec.proprio_dim},).")
+    if not 1 <= cfg.exec_steps <= spec.chunk_steps:
+        raise ValueError(f"exec_steps={cfg.exec_steps}: expected 1 to {spec.chunk_steps}, the steps of the policy's chunks.")
+
+
+class _Run:
+    """An episode while it runs: its two pieces of state, and its result so far."""
+
+    def __init__(self, index: int, spec: EpisodeSpec, dt_s: float, film: Film | None):
+        self.index, self.spec, self.dt_s = index, spec, dt_s
+        self.buffer, self.queue = ObservationBuffer(), ChunkQueue()
+        self.result = EpisodeResult(spec, film=film)
+        self.held = 0
+
+    @property
+    def now_s(self) -> float:
+        return self.result.steps * self.dt_s
+
+    def fold(self, step: Step) -> None:
+        """Takes in one step (or the reset)."""
+        self.buffer.push(self.now_s, step.observation)
+        result, film = self.result, self.result.film
+        result.success |= step.success
+        result.terminated, result.truncated = step.terminated, step.truncated
+        self.held = self.held + 1 if step.watched.get(self.spec.scene_of) else 0
+        result.old_goal |= self.held >= HOLD_STEPS
+        if film is not None:
+            if film.camera:
+                film.observed.append(step.observation[f"rgb_{film.camera}"])
+            if step.picture is not None:
+                film.pictures.append(step.picture)
+
+    def due(self, steps: int) -> np.ndarray:
+        """The actions (n <= steps, A) of the next `steps` steps; fewer when the plan ends."""
+        actions = [self.queue.at(self.now_s + i * self.dt_s) for i in range(steps)]
+        return np.array([a for a in actions if a is not None])
+
+
+def run_episodes(
+    policy: Policy,
+    envs: VectorEnv,
+    cfg: EvalConfig,
+    episodes: Sequence[EpisodeSpec],
+    *,
+    films: Collection[int] = (),
+    open_loop: Callable[[int, EpisodeSpec], np.ndarray] | None = None,
+    progress: Progress | None = None,
+) -> list[EpisodeResult]:
+    """Runs every episode once and returns the results in the order of `episodes`.
+
+    Args:    films: indices of episodes whose pictures and imagined futures are kept.
+             open_loop: instead of the policy, a function (index, spec) -> actions (T, A) played to their end unseeing.
+    Raises:  ValueError for a task that the environment does not know, or a plan that is not finite.
+    """
+    spec = policy.spec
+    camera = next(iter([*spec.future_cameras, *spec.cameras]), "")
+    waiting = deque(enumerate(episodes))
+    running: dict[int, _Run] = {}
+    results: dict[int, EpisodeResult] = {}
+    while waiting or running:
+        free = [slot for slot in range(envs.num_envs) if slot not in running]
+        for slot, (index, episode) in zip(free, [waiting.popleft() for _ in range(min(len(free), len(waiting)))], strict=False):
+            running[slot] = _Run(index, episode, spec.dt_s, Film(camera) if index in films else None)
+        _reset(envs, {slot: run for slot, run in running.items() if not len(run.buffer)}, open_loop)
+
+        commands: dict[int, Act] = {}
+        if open_loop is None:
+            _plan(policy, cfg, list(running.values()))
+        for slot, run in running.items():
+            actions = run.due(cfg.exec_steps)
+            watch = [run.spec.scene_of] if run.spec.scene_of else []
+            commands[slot] = Act(
+                np.clip(actions, envs.description.action_low, envs.description.action_high) if len(actions) else actions,
+                watch,
+                picture=run.result.film is not None,
+            )
+        for slot, steps in envs.run(dict(commands)).items():
+            run = running[slot]
+            for step in steps:
+                run.result.steps += 1
+                run.fold(step)
+            played_out = open_loop is not None and not run.queue.remaining(run.now_s)
+            if run.result.terminated or run.result.truncated or played_out:
+                results[run.index] = run.result
+                del running[slot]
+                if progress is not None:
+                    progress(len(results), len(episodes), run.result)
+    return [results[i] for i in range(len(episodes))]
+
+
+def _reset(envs: VectorEnv, runs: dict[int, _Run], open_loop: Callable[[int, EpisodeSpec], np.ndarray] | None) -> None:
+    if not runs:
+        return
+    resets = {
+        slot: Reset(run.spec.seed, run.spec.options(), picture=run.result.film is not None) for slot, run in runs.items()
+    }
+    for slot, (first,) in envs.run(dict(resets)).items():
+        run = runs[slot]
+        run.result.instruction = str(first.observation.get("instruction", ""))
+        run.result.family = str(first.info.get("family", "")) or run.spec.task
+        run.fold(first)
+        if open_loop is not None:
+            run.queue.put(0.0, run.dt_s, open_loop(run.index, run.spec))
+
+
+def plan_noise(spec: PolicySpec, episode: EpisodeSpec, plan: int) -> np.ndarray:
+    """Starting noise (T, A) float32 of an episode's plan: a function of (seed, task, plan number) and nothing else."""
+    key = zlib.crc32(episode.task.encode())
+    shape = (spec.chunk_steps, spec.action_dim)
+    return draws.generator(episode.seed, plan, key, "plan").standard_normal(shape, np.float32)
+
+
+def _plan(policy: Policy, cfg: EvalConfig, runs: list[_Run]) -> None:
+    """One batched plan for all running episodes; an imagined future for those that are filmed."""
+    spec = policy.spec
+    samples = [run.buffer.sample(spec, run.result.instruction, spec.robot, run.index) for run in runs]
+    noise = np.stack([plan_noise(spec, run.spec, len(run.result.plan_ms)) for run in runs])
+    start = time.perf_counter()
+    chunk_BTA = predict_actions(policy, cfg, samples, noise)
+    elapsed_ms = (time.perf_counter() - start) * 1e3
+    for run, sample, chunk_TA, noise_TA in zip(runs, samples, chunk_BTA, noise, strict=True):
+        if not np.isfinite(chunk_TA).all():
+            raise ValueError(
+                f"the policy planned actions that are not finite (task {run.spec.task!r}, seed {run.spec.seed}, "
+                f"step {run.result.steps}). Its weights or statistics are broken."
+            )
+        if run.result.film is not None and run.result.film.camera in spec.future_cameras and cfg.imagine:
+            frames = imagine(policy, cfg, sample, noise_TA, run.result.film.camera, seed=run.spec.seed + run.result.steps)
+            run.result.film.imagined.append(Imagined(run.result.steps, frames))
+        run.queue.put(run.now_s, spec.dt_s, chunk_TA)
+        run.result.plan_ms.append(elapsed_ms)
+
+
+def predict_actions(policy: Policy, cfg: EvalConfig, samples: Sequence[Sample], noise_BTA: np.ndarray) -> np.ndarray:
+    """Plans (B, T, A) float32 for observations, from given noise."""
+    prediction = policy.predict(
+        collate(samples),
+        mode="policy",
+        noise={"action": torch.from_numpy(noise_BTA)},
+        guidance=cfg.guidance or None,
+        steps=cfg.steps or None,
+    )
+    assert prediction.action is not None  # mode "policy" is the mode that gives actions
+    return prediction.action.float().cpu().numpy()
+
+
+def imagine(
+    policy: Policy, cfg: EvalConfig, sample: Sample, noise_TA: np.ndarray, camera: str, *, seed: int
+) -> np.ndarray:
+    """The frames (F, H, W, 3) uint8 that the policy expects, jointly with the plan that starts from `noise_TA`."""
+    prediction = policy.predict(
+        collate([sample]),
+        mode="joint",
+        noise={"action": torch.from_numpy(noise_TA[None])},
+        generator=torch.Generator().manual_seed(seed),
+        guidance=cfg.guidance or None,
+        steps=cfg.steps or None,
+    )
+    return policy.decode(prediction.future_latent[camera][0]).cpu().numpy()
