@@ -173,6 +173,10 @@ class EvalConfig:
     paraphrase: str = "canonical"
     videos: int = 12
     imagine: bool = True
+    other_instruction: bool = False  # also run each scene under another of its instructions
+    demonstrations: str = ""  # store whose actions floor=replay plays
+    imagination: str = ""  # store of held-out episodes on which imagined futures are measured
+    imagination_samples: int = 256  # moments of it that are looked at
 
 
 @dataclass

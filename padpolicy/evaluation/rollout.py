@@ -13,7 +13,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,7 +23,9 @@ from padpolicy.batch import Sample, collate
 from padpolicy.config import EvalConfig
 from padpolicy.control.chunking import ChunkQueue, ObservationBuffer
 from padpolicy.evaluation.vector import Act, Description, Reset, Step, VectorEnv
-from padpolicy.policy import Policy, PolicySpec
+
+if TYPE_CHECKING:  # only the interface is used: any policy will do
+    from padpolicy.policy import Policy, PolicySpec
 
 HOLD_STEPS = 2  # a watched goal counts once it has held for two steps in a row: passing by is not reaching
 
@@ -82,6 +84,7 @@ class EpisodeResult:
 
 
 Progress = Callable[[int, int, EpisodeResult], None]  # episodes done, episodes in all, the one just done
+OpenLoop = Callable[[EpisodeSpec, str], np.ndarray]  # episode and its instruction -> actions (T, A), played unseeing
 
 
 def rollout(policy: Policy, cfg: EvalConfig, episodes: Sequence[EpisodeSpec], **options: Any) -> list[EpisodeResult]:
@@ -172,13 +175,13 @@ def run_episodes(
     episodes: Sequence[EpisodeSpec],
     *,
     films: Collection[int] = (),
-    open_loop: Callable[[int, EpisodeSpec], np.ndarray] | None = None,
+    open_loop: OpenLoop | None = None,
     progress: Progress | None = None,
 ) -> list[EpisodeResult]:
     """Runs every episode once and returns the results in the order of `episodes`.
 
     Args:    films: indices of episodes whose pictures and imagined futures are kept.
-             open_loop: instead of the policy, a function (index, spec) -> actions (T, A) played to their end unseeing.
+             open_loop: plays these actions to their end instead of asking the policy.
     Raises:  ValueError for a task that the environment does not know, or a plan that is not finite.
     """
     spec = policy.spec
@@ -217,7 +220,7 @@ def run_episodes(
     return [results[i] for i in range(len(episodes))]
 
 
-def _reset(envs: VectorEnv, runs: dict[int, _Run], open_loop: Callable[[int, EpisodeSpec], np.ndarray] | None) -> None:
+def _reset(envs: VectorEnv, runs: dict[int, _Run], open_loop: OpenLoop | None) -> None:
     if not runs:
         return
     resets = {
@@ -229,7 +232,7 @@ def _reset(envs: VectorEnv, runs: dict[int, _Run], open_loop: Callable[[int, Epi
         run.result.family = str(first.info.get("family", "")) or run.spec.task
         run.fold(first)
         if open_loop is not None:
-            run.queue.put(0.0, run.dt_s, open_loop(run.index, run.spec))
+            run.queue.put(0.0, run.dt_s, open_loop(run.spec, run.result.instruction))
 
 
 def plan_noise(spec: PolicySpec, episode: EpisodeSpec, plan: int) -> np.ndarray:
@@ -266,6 +269,7 @@ def predict_actions(policy: Policy, cfg: EvalConfig, samples: Sequence[Sample], 
         collate(samples),
         mode="policy",
         noise={"action": torch.from_numpy(noise_BTA)},
+        generator=torch.Generator().manual_seed(cfg.seed),  # for samplers that draw on the way; flow does not
         guidance=cfg.guidance or None,
         steps=cfg.steps or None,
     )

@@ -129,21 +129,16 @@ class _Environments:
 def _make(cfg: EnvConfig) -> Any:
     import gymnasium
 
-    limit = {"max_episode_steps": cfg.max_steps} if cfg.max_steps else {}
     try:
-        return gymnasium.make(
-            cfg.id,
-            disable_env_checker=True,
-            render_mode="rgb_array",
-            renderer=cfg.renderer,
-            cameras=list(cfg.cameras),
-            **limit,
-        )
-    except gymnasium.error.UnregisteredEnv as error:
+        gymnasium.spec(cfg.id)
+    except (gymnasium.error.UnregisteredEnv, ModuleNotFoundError) as error:
         raise ValueError(
             f"unknown environment {cfg.id!r}: {error} Is the package that registers it installed? "
             "An id may name its package: env.id=PACKAGE:ID."
         ) from None
+    limit = {"max_episode_steps": cfg.max_steps} if cfg.max_steps else {}
+    settings = {"renderer": cfg.renderer, "cameras": list(cfg.cameras), **limit}
+    return gymnasium.make(cfg.id, disable_env_checker=True, render_mode="rgb_array", **settings)
 
 
 def _tasks(env: Any) -> dict[str, Task]:
