@@ -34,14 +34,16 @@ BUTTON_SLOTS = 2
 ARM_JOINTS = ("base", "shoulder", "elbow", "forearm", "wrist", "flange")
 HOME = (0.0, -0.15, 0.62, 0.0, -0.47, 0.0)  # any hand-down posture: inverse kinematics starts from it
 
-DRAWN, HIDDEN = 0, 3  # geom groups
+# Geom groups.
+TABLE, ARM, HAND, OBJECTS, FIXTURES, HIDDEN = range(6)
 
 # Who touches whom (contype, conaffinity). Fixtures never meet the table or one another, so a hidden one costs nothing.
-_TABLE = 'contype="1" conaffinity="0"'
-_HAND = 'contype="2" conaffinity="9"'
-_OBJECT = 'contype="4" conaffinity="15"'
-_FIXTURE = 'contype="8" conaffinity="0"'
-_PICTURE = 'contype="0" conaffinity="0"'  # links of the arm: seen, never touched
+_TABLE = f'contype="1" conaffinity="0" group="{TABLE}"'
+_HAND = f'contype="2" conaffinity="9" group="{HAND}"'
+_OBJECT = f'contype="4" conaffinity="15" group="{OBJECTS}"'
+_FIXTURE = f'contype="8" conaffinity="0" group="{FIXTURES}"'
+_LINK = f'contype="0" conaffinity="0" group="{ARM}"'  # links of the arm: seen, never touched
+_TRIM = f'contype="0" conaffinity="0" group="{HAND}"'  # parts of the hand that are only seen
 OBJECT_CONTYPE, OBJECT_CONAFFINITY = 4, 15
 
 _LIGHT_METAL = ".86 .87 .89 1"
@@ -51,22 +53,22 @@ _DARK_METAL = ".20 .21 .24 1"
 def _arm() -> str:
     return f"""
     <body name="base" pos="-.10 0 0" gravcomp="1">
-      <geom name="pedestal" type="cylinder" size=".075 .06" pos="0 0 .06" rgba="{_DARK_METAL}" {_PICTURE}/>
+      <geom name="pedestal" type="cylinder" size=".075 .06" pos="0 0 .06" rgba="{_DARK_METAL}" {_LINK}/>
       <body name="turret" pos="0 0 .12" gravcomp="1">
         <joint name="base" axis="0 0 1" range="-2.6 2.6" armature=".3" damping="2"/>
-        <geom type="capsule" size=".062" fromto="0 0 0 0 0 .21" rgba="{_LIGHT_METAL}" mass="2" {_PICTURE}/>
+        <geom type="capsule" size=".062" fromto="0 0 0 0 0 .21" rgba="{_LIGHT_METAL}" mass="2" {_LINK}/>
         <body name="upper_arm" pos="0 0 .22" gravcomp="1">
           <joint name="shoulder" axis="0 1 0" range="-2 2" armature=".3" damping="2"/>
-          <geom type="capsule" size=".052" fromto="0 0 0 0 0 .40" rgba="{_LIGHT_METAL}" mass="2" {_PICTURE}/>
+          <geom type="capsule" size=".052" fromto="0 0 0 0 0 .40" rgba="{_LIGHT_METAL}" mass="2" {_LINK}/>
           <body name="elbow" pos="0 0 .40" gravcomp="1">
             <joint name="elbow" axis="0 1 0" range="-2 2" armature=".3" damping="2"/>
-            <geom type="capsule" size=".056" fromto="0 -.03 0 0 .03 0" rgba="{_DARK_METAL}" mass=".5" {_PICTURE}/>
+            <geom type="capsule" size=".056" fromto="0 -.03 0 0 .03 0" rgba="{_DARK_METAL}" mass=".5" {_LINK}/>
             <body name="forearm" gravcomp="1">
               <joint name="forearm" axis="1 0 0" range="-2 2" armature=".1" damping="1"/>
-              <geom type="capsule" size=".034" fromto=".03 0 0 .38 0 0" rgba="{_LIGHT_METAL}" mass="1" {_PICTURE}/>
+              <geom type="capsule" size=".034" fromto=".03 0 0 .38 0 0" rgba="{_LIGHT_METAL}" mass="1" {_LINK}/>
               <body name="wrist" pos=".40 0 0" gravcomp="1">
                 <joint name="wrist" axis="0 1 0" range="-2.2 2.2" armature=".1" damping="1"/>
-                <geom type="capsule" size=".034" fromto="0 -.018 0 0 .018 0" rgba="{_DARK_METAL}" mass=".4" {_PICTURE}/>
+                <geom type="capsule" size=".034" fromto="0 -.018 0 0 .018 0" rgba="{_DARK_METAL}" mass=".4" {_LINK}/>
                 {_hand()}
               </body>
             </body>
@@ -85,13 +87,13 @@ def _hand() -> str:
                           rgba=".13 .13 .15 1" mass=".04" {_HAND} priority="1" friction="1.6 .03 .001"
                           condim="4" solref=".008 1" solimp=".95 .99 .001"/>
                     <geom type="box" size=".013 .0080 .010" pos="0 {side * 0.0070} -.063" rgba=".93 .93 .93 1"
-                          mass=".001" {_PICTURE}/>
+                          mass=".001" {_TRIM}/>
                   </body>"""
 
     return f"""
                 <body name="hand" gravcomp="1">
                   <joint name="flange" axis="0 0 1" range="-3 3" armature=".1" damping="1"/>
-                  <geom type="cylinder" size=".028 .035" pos="0 0 -.055" rgba="{_LIGHT_METAL}" mass=".3" {_PICTURE}/>
+                  <geom type="cylinder" size=".028 .035" pos="0 0 -.055" rgba="{_LIGHT_METAL}" mass=".3" {_TRIM}/>
                   <geom name="palm" type="box" size=".020 .060 .016" pos="0 0 -.104" rgba="{_DARK_METAL}" mass=".3"
                         {_HAND} priority="1" friction=".3 .01 .001"/>
                   <camera name="wrist" pos=".085 0 -.085" xyaxes="0 1 0 -.906 0 .423" fovy="72"/>

@@ -201,7 +201,7 @@ class Tabletop(gymnasium.Env):
             address, kind = self._slot_qpos[slot], placed.name.split()[1] if placed else ""
             for shape, geom in self._slot_geom[slot].items():
                 on = shape == kind
-                m.geom_group[geom] = geometry.DRAWN if on else geometry.HIDDEN
+                m.geom_group[geom] = geometry.OBJECTS if on else geometry.HIDDEN
                 m.geom_contype[geom] = geometry.OBJECT_CONTYPE if on else 0
                 m.geom_conaffinity[geom] = geometry.OBJECT_CONAFFINITY if on else 0
             m.body_gravcomp[self._slot_body[slot]] = 0.0 if placed else 1.0  # an unused slot floats, far away
@@ -239,7 +239,7 @@ class Tabletop(gymnasium.Env):
         body.pos[:] = (placed.x, placed.y, 0) if placed else (0, 0, -2)
         yaw = placed.yaw if placed else 0.0
         body.quat[:] = (np.cos(yaw / 2), 0, 0, np.sin(yaw / 2))
-        self.model.geom_group[self._fixture_geoms[fixture]] = geometry.DRAWN if placed else geometry.HIDDEN
+        self.model.geom_group[self._fixture_geoms[fixture]] = geometry.FIXTURES if placed else geometry.HIDDEN
 
     def step(self, action: NDArray[np.float32]) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """Move for a tenth of a second; `action` is float [5], see the class."""
@@ -275,7 +275,9 @@ class Tabletop(gymnasium.Env):
             ctrl[:6] = before + velocity * (i * geometry.PHYSICS_DT + geometry.SERVO_LAG * (i < SUBSTEPS - 2))
             mujoco.mj_step(self.model, self.data)
         self._joints = after
-        mujoco.mj_forward(self.model, self.data)
+        # mj_step leaves the poses of before its last integration; pictures and tests want those of now.
+        mujoco.mj_kinematics(self.model, self.data)
+        mujoco.mj_camlight(self.model, self.data)
 
     def _solve(self, joints: NDArray[np.float64], command: NDArray[np.float64], iterations: int = 8) -> NDArray:
         """Joint angles [6] for a commanded pose (x, y, z, yaw, ...), hand down: damped least squares from `joints`."""
@@ -290,7 +292,8 @@ class Tabletop(gymnasium.Env):
             error = np.empty(6)
             error[:3] = command[:3] - self._ik.site_xpos[self._tcp]
             now = self._ik.site_xmat[self._tcp].reshape(3, 3)
-            error[3:] = 0.5 * np.cross(now.T, wanted.T).sum(0)
+            turn = wanted @ now.T
+            error[3:] = 0.5 * (turn[2, 1] - turn[1, 2]), 0.5 * (turn[0, 2] - turn[2, 0]), 0.5 * (turn[1, 0] - turn[0, 1])
             if np.abs(error).max() < 1e-5:
                 break
             mujoco.mj_jacSite(self.model, self._ik, jacobian[:3], jacobian[3:], self._tcp)
