@@ -1,4 +1,7 @@
-"""The `padpolicy` command: verbs only, each a few lines that call the library. Nothing heavy is imported before a verb runs."""
+"""The `padpolicy` command: verbs only, each a few lines that call the library.
+
+Nothing heavy is imported before a verb runs.
+"""
 
 from __future__ import annotations
 
@@ -94,9 +97,12 @@ def collect(cfg: config.CollectConfig) -> int:
 
 def train(cfg: config.TrainConfig) -> int:
     """Train a policy; the same command again resumes."""
+    from padpolicy.progress import bar
     from padpolicy.training.loop import train
 
-    print(f"Trained: {train(cfg)}")
+    with bar("training", cfg.training.steps) as advance:
+        out = train(cfg, lambda step, numbers: advance(step, _brief(numbers)))
+    print(f"Trained: {out}. Next: padpolicy eval checkpoint={out} out={out}/evaluation")
     return 0
 
 
@@ -106,10 +112,8 @@ def evaluate(cfg: config.EvalConfig) -> int:
 
     results = evaluate(cfg)
     low, high = results["ci95"]
-    print(
-        f"success {results['success_rate']:.1%} (95 % interval {low:.1%} to {high:.1%}), {results['episodes']} episodes; "
-        f"page: {Path(cfg.out) / 'index.html'}"
-    )
+    interval = f"95 % interval {low:.1%} to {high:.1%}, {results['episodes']} episodes"
+    print(f"success {results['success_rate']:.1%} ({interval}); page: {Path(cfg.out) / 'index.html'}")
     return 0
 
 
@@ -119,16 +123,20 @@ def validate(arguments: list[str]) -> int:
     Reads a whole dataset and lists what is wrong with it. Exit code 0: sound; 1: findings; 2: not a dataset.
     """
     import json
-
-    from padpolicy.data.store import validate
+    from dataclasses import asdict
 
     path, as_json = _path_and_json("validate", arguments)
-    findings = [str(finding) for finding in validate(path)]
+    from padpolicy.data.validate import validate
+    from padpolicy.progress import bar
+
+    with bar("validating", 100) as advance:
+        findings = validate(path, lambda share: advance(round(100 * share), ""))
+    errors = [finding for finding in findings if finding.level == "error"]
     if as_json:
-        print(json.dumps({"path": str(path), "findings": findings}, indent=1))
+        print(json.dumps({"path": str(path), "sound": not errors, "findings": [asdict(f) for f in findings]}, indent=1))
     else:
-        print("\n".join(findings) if findings else f"{path}: sound")
-    return 1 if findings else 0
+        print("\n".join(f"{f.level}: {f.where}: {f.message}" for f in findings) or f"{path}: sound")
+    return 1 if errors else 0
 
 
 def info(arguments: list[str]) -> int:
@@ -136,9 +144,9 @@ def info(arguments: list[str]) -> int:
 
     What a dataset or a checkpoint holds.
     """
+    path, _ = _path_and_json("info", arguments)
     from padpolicy.info import info
 
-    path, _ = _path_and_json("info", arguments)
     print(info(path))
     return 0
 
@@ -167,10 +175,16 @@ VERBS: dict[str, Callable[[Any], int]] = {
 }
 
 
+def _brief(numbers: dict[str, float]) -> str:
+    return "  ".join(f"{name} {numbers[name]:.3g}" for name in ("loss", "samples_per_s") if name in numbers)
+
+
 def _path_and_json(verb: str, arguments: list[str]) -> tuple[Path, bool]:
     paths = [a for a in arguments if a != "--json"]
     if len(paths) != 1 or paths[0].startswith("-"):
         raise config.ConfigError(f"usage: padpolicy {verb} PATH [--json]; got {' '.join(arguments) or 'nothing'}.")
+    if not Path(paths[0]).exists():
+        raise FileNotFoundError(f"padpolicy {verb}: there is nothing at {paths[0]}.")
     return Path(paths[0]), "--json" in arguments
 
 

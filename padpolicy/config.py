@@ -1,7 +1,7 @@
-"""Every setting of padpolicy: its default, its unit and why it is there. YAML files in `configs/` hold only differences.
+"""Every setting of padpolicy: default, unit and why it is there. YAML files in `configs/` hold only differences.
 
 `load(verb, overrides)` composes YAML and command line (hydra), converts once to the dataclasses below and checks the
-rules that span fields. Past that line nobody sees omegaconf. This module imports neither torch nor hydra at import time.
+rules that span fields. Past that line nobody sees omegaconf. Importing this module imports neither torch nor hydra.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ class ConfigError(ValueError):
 
 @dataclass
 class DataConfig:
+    """What is learned from: demonstrations, videos, and what is cut out of them."""
+
     path: str = ""  # zarr store of robot demonstrations; "" trains on videos alone
     videos: list[str] = field(default_factory=list)  # action-free sources: stores, or folders of video files
     video_ratio: float = 0.3  # share of samples from `videos` when both are given (PAD: 0.3)
@@ -46,19 +48,27 @@ class DataConfig:
 
 @dataclass
 class EncodersConfig:
-    image: str = "shipped:vae"  # AutoencoderKL: "shipped:NAME", a folder, or a hub name such as stabilityai/sd-vae-ft-mse
+    """The frozen encoders of pictures and words."""
+
+    image: str = (
+        "shipped:vae"  # AutoencoderKL: "shipped:NAME", a folder, or a hub name such as stabilityai/sd-vae-ft-mse
+    )
     text: str = "shipped:text"  # open_clip: "shipped:NAME", "local-dir:PATH", or "MODEL" or "MODEL/PRETRAINED"
     text_tokens: int = 24  # tokens of an instruction that the policy sees; longer ones are cut with a warning
 
 
 @dataclass
 class ModelConfig:
+    """The network."""
+
     width: int = 192  # D
     depth: int = 6  # blocks
     heads: int = 6
     mlp_ratio: float = 4.0
     patch: int = 2  # latent pixels per token side
-    eyes: str = "latents"  # how the observation's rgb is seen: "latents" (frozen VAE) or "stem" (trainable convolutions)
+    eyes: str = (
+        "latents"  # how the observation's rgb is seen: "latents" (frozen VAE) or "stem" (trainable convolutions)
+    )
     text: str = "both"  # "tokens": in the context; "pooled": one vector in every modulation, as PAD; or "both"
     depth_size: int = 24  # depth images are reduced (nearest valid) to this many pixels a side
     depth_patch: int = 6  # reduced depth pixels per token side
@@ -67,6 +77,8 @@ class ModelConfig:
 
 @dataclass
 class DiffusionConfig:
+    """Noise, modes and losses in training, and steps and guidance in sampling."""
+
     objective: str = "flow"  # "flow" (velocity) or "ddpm" (noise prediction)
     learn_variance: bool = False  # ddpm only: learned range variance with the hybrid loss
     train_steps: int = 1000  # ddpm only: K; step k is tau = (k + 1) / K
@@ -90,6 +102,8 @@ class DiffusionConfig:
 
 @dataclass
 class EnvConfig:
+    """An environment to collect in or to evaluate in. `env=NAME` takes it from configs/env/."""
+
     id: str = ""  # gymnasium id
     tasks: list[str] = field(default_factory=list)  # empty: all that are not held out
     robot: str = ""  # key of the normaliser
@@ -100,6 +114,8 @@ class EnvConfig:
 
 @dataclass
 class TrainingConfig:
+    """The optimiser and the loop."""
+
     steps: int = 20_000
     max_seconds: float = 0  # stop (and save) after this much time, whatever `steps` says; 0: no limit
     batch_size: int = 64  # global: over all processes and accumulation steps
@@ -124,6 +140,8 @@ class TrainingConfig:
 
 @dataclass
 class EvaluationConfig:
+    """Closed-loop evaluation while training."""
+
     episodes_per_task: int = 10
     num_envs: int = 8
     env_workers: int = 2  # processes that step environments
@@ -235,7 +253,7 @@ _AT_LEAST = {
     "training.max_seconds": 0,
     "training.batch_size": 1,
     "training.accumulate": 1,
-    "training.checkpoint_every": 1,
+    "training.checkpoint_every": 0,
     "training.keep_checkpoints": 1,
     "training.threads": 0,
     "evaluation.episodes_per_task": 1,
@@ -251,6 +269,7 @@ _AT_LEAST = {
 }
 
 _SHARES = ("data.video_ratio", "data.val_fraction", "diffusion.text_dropout", "diffusion.obs_dropout", "noise")
+
 
 def load(verb: str, overrides: Sequence[str] = ()) -> Any:
     """Composes `configs/<verb>.yaml` with command-line overrides (`group=name`, `key=value`) into its dataclass.
@@ -288,6 +307,25 @@ def dump(cfg: Any) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(cfg))
 
 
+def to_dict(cfg: Any) -> dict[str, Any]:
+    """A configuration as plain dicts and lists, ready for JSON."""
+    return dataclasses.asdict(cfg)
+
+
+def evaluation_of(cfg: TrainConfig, out: str) -> EvalConfig:
+    """The closed-loop evaluation that a training run's settings ask for, of its newest checkpoint."""
+    shared = dataclasses.asdict(cfg.evaluation)
+    return EvalConfig(
+        checkpoint=cfg.out,
+        out=out,
+        tasks=list(cfg.env.tasks),
+        env=cfg.env,
+        device=cfg.training.device,
+        threads=cfg.training.threads,
+        **shared,
+    )
+
+
 def groups() -> dict[str, list[str]]:
     """What `group=name` on the command line may select: {"env": ["tabletop"], "experiment": [...], ...}."""
     folders = (path for path in sorted(shipped("configs").iterdir()) if path.is_dir())
@@ -321,7 +359,7 @@ def _explain(verb: str, overrides: Sequence[str], error: Exception) -> str:
 
 def keys(node: Any, prefix: str = "") -> list[str]:
     """The dotted names of all settings below a configuration dataclass."""
-    names = []
+    names: list[str] = []
     for key, value in vars(node).items():
         names += keys(value, f"{prefix}{key}.") if dataclasses.is_dataclass(value) else [prefix + key]
     return names
@@ -360,7 +398,9 @@ def _check_train(cfg: TrainConfig, need: Callable[[bool, str], None]) -> None:
     data, model, diffusion, training = cfg.data, cfg.model, cfg.diffusion, cfg.training
     need(bool(data.path or data.videos), "Nothing to train on: give data.path=STORE, data.videos=[FOLDER, …] or both.")
     need(data.dt_s > 0, f"data.dt_s={data.dt_s}: seconds between actions, more than 0.")
-    need(all(o > 0 for o in data.future_offsets_s), f"data.future_offsets_s={data.future_offsets_s}: seconds after now.")
+    need(
+        all(o > 0 for o in data.future_offsets_s), f"data.future_offsets_s={data.future_offsets_s}: seconds after now."
+    )
     need(model.width % model.heads == 0, f"model.width={model.width} is not a multiple of model.heads={model.heads}.")
     need(model.width % 4 == 0, f"model.width={model.width}: 2-D positions need a multiple of 4.")
     need(

@@ -12,7 +12,7 @@ from padpolicy.shipped import shipped
 
 
 def settings_help(verb: str, about: str) -> str:
-    """All settings of a verb, each with default and comment, read from the source of padpolicy/config.py: its only home."""
+    """All settings of a verb with default and comment, read from the source of padpolicy/config.py, their only home."""
     schema = config.SCHEMAS[verb]
     lines = [f"padpolicy {verb} key=value …", "", about, ""]
     comments = _comments()

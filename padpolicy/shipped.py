@@ -1,4 +1,4 @@
-"""Where the files that come with padpolicy are: configs/ and data/, in a source checkout or inside an installed wheel."""
+"""Where the files that come with padpolicy are: configs/ and data/, in a checkout or inside an installed wheel."""
 
 from __future__ import annotations
 
@@ -17,4 +17,6 @@ def shipped(relative: str) -> Path:
     for path in (in_wheel, in_checkout):
         if path.exists():
             return path
-    raise FileNotFoundError(f"{relative!r} should come with padpolicy; looked at {in_wheel} and {in_checkout}. Reinstall padpolicy.")
+    raise FileNotFoundError(
+        f"{relative!r} should come with padpolicy; looked at {in_wheel} and {in_checkout}. Reinstall padpolicy."
+    )

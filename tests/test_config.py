@@ -1,0 +1,96 @@
+"""Settings: every recipe composes, and every mistake names what would have been right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from padpolicy import config
+from padpolicy.shipped import shipped
+
+EXPERIMENTS = sorted(path.stem for path in shipped("configs/experiment").glob("*.yaml"))
+TRAIN = ["out=run", "data.path=demos.zarr"]
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_composes(name: str) -> None:
+    cfg = config.load("train", ["out=run", f"experiment={name}", "data.path=demos.zarr"])
+    assert isinstance(cfg, config.TrainConfig)
+    assert cfg.name == name
+    assert cfg.env.id, "an experiment says in which environment it is evaluated"
+
+
+@pytest.mark.parametrize(("group", "name"), [(g, n) for g, names in config.groups().items() for n in names])
+def test_every_group_file_composes(group: str, name: str) -> None:
+    config.load("train", [*TRAIN, f"{group}={name}"])
+
+
+def test_the_command_line_wins_over_the_experiment_and_the_experiment_over_the_defaults() -> None:
+    assert config.load("train", TRAIN).training.steps == config.TrainingConfig().steps
+    tiny = config.load("train", [*TRAIN, "experiment=tiny"])
+    assert 0 < tiny.training.steps < 100
+    assert config.load("train", [*TRAIN, "experiment=tiny", "training.steps=7"]).training.steps == 7
+
+
+def test_the_environment_of_every_verb_is_the_same_file() -> None:
+    tabletop = config.load("eval", ["out=x", "checkpoint=tabletop", "env=tabletop"]).env
+    assert tabletop.id == "padpolicy/Tabletop-v0"
+    assert tabletop == config.load("collect", ["out=x", "env=tabletop"]).env == config.load("train", TRAIN).env
+
+
+def test_lists_and_quotes_pass_through() -> None:
+    cfg = config.load("eval", ["out=x", "checkpoint=a b", "tasks=[reach the red block, push/blue]"])
+    assert (cfg.checkpoint, cfg.tasks) == ("a b", ["reach the red block", "push/blue"])
+
+
+def test_dump_round_trips() -> None:
+    yaml = pytest.importorskip("omegaconf").OmegaConf
+    cfg = config.load("train", [*TRAIN, "experiment=tiny"])
+    again = yaml.to_object(yaml.merge(yaml.structured(config.TrainConfig), yaml.create(config.dump(cfg))))
+    assert again == cfg
+
+
+MISTAKES = [
+    ("train", [*TRAIN, "trainin.steps=3"], r"unknown setting 'trainin\.steps'\. Did you mean training\.steps"),
+    ("train", [*TRAIN, "steps=3"], r"unknown setting 'steps'\. Did you mean .*\.steps"),
+    ("train", [*TRAIN, "experimnt=tiny"], r"Did you mean experiment\?"),
+    ("train", [*TRAIN, "experiment=tinny"], r"unknown 'experiment=tinny'\. configs/experiment/ has: .*tiny"),
+    ("eval", ["out=x", "checkpoint=c", "env=moon"], r"unknown 'env=moon'\. configs/env/ has: .*tabletop"),
+    ("train", [*TRAIN, "training.steps=many"], r"training\.steps: Value 'many' .* Integer"),
+    ("train", [*TRAIN, "data.cameras=[front"], r"cannot read 'data\.cameras=\[front'"),
+    ("train", [*TRAIN, "quick"], r"'quick' is not a setting; write key=value|cannot read 'quick'"),
+    ("train", ["data.path=d"], r"train needs out=…"),
+    ("eval", ["out=x"], r"eval needs checkpoint=…"),
+    ("train", ["out=x"], r"Nothing to train on: give data\.path"),
+    ("train", [*TRAIN, "model.width=100"], r"model\.width=100 is not a multiple of model\.heads=6"),
+    ("train", [*TRAIN, "model.eyes=glass"], r"model\.eyes='glass': expected one of 'latents', 'stem'"),
+    ("train", [*TRAIN, "training.batch_size=10", "training.accumulate=3"], r"batch_size=10 is not a multiple"),
+    ("train", [*TRAIN, "diffusion.learn_variance=true"], r"needs diffusion\.objective=ddpm"),
+    ("train", [*TRAIN, "evaluation.exec_steps=17"], r"exec_steps=17 is more than data\.chunk_steps=16"),
+    ("train", [*TRAIN, "+diffusion.modes.pollicy=1"], r"unknown mode 'pollicy'; did you mean policy\?"),
+    ("train", [*TRAIN, "data.video_ratio=1.5"], r"data\.video_ratio=1\.5: a share, between 0 and 1"),
+    ("train", [*TRAIN, "data.future_offsets_s=[0]"], r"future_offsets_s=\[0\.0\]: seconds after now"),
+    ("eval", ["out=x", "checkpoint=c", "floor=ceiling"], r"floor='ceiling': expected one of"),
+    ("eval", ["out=x", "checkpoint=c", "episodes_per_task=0"], r"episodes_per_task=0: at least 1"),
+    ("collect", ["out=x", "noise=-1"], r"noise=-1\.0: a share"),
+]
+
+
+@pytest.mark.parametrize(("verb", "overrides", "message"), MISTAKES, ids=lambda v: v[-1] if isinstance(v, list) else "")
+def test_mistakes_say_what_would_be_right(verb: str, overrides: list[str], message: str) -> None:
+    with pytest.raises(config.ConfigError, match=message):
+        config.load(verb, overrides)
+
+
+def test_out_must_not_be_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(config.ConfigError, match="is a file; expected a directory"):
+        config.load("train", [f"out={file}", "data.path=d"])
+
+
+def test_every_checked_name_is_a_setting() -> None:
+    """A renamed setting must not silently lose its check."""
+    known = {key for schema in config.SCHEMAS.values() for key in config.keys(schema())}
+    assert {*config._CHOICES, *config._AT_LEAST, *config._SHARES} <= known
