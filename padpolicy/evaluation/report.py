@@ -1,0 +1,215 @@
+"""Results as `results.json`, rollouts as videos, and one HTML page about both.
+
+The page is a single file beside a folder `videos`: no network, no framework; it reads the same from a disk or a server.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from padpolicy.evaluation import charts, media
+from padpolicy.evaluation.metrics import wilson
+from padpolicy.evaluation.rollout import EpisodeResult, Film
+
+GAP = 8  # pixels between what happens and what is imagined
+STRIPS_PER_FILM = 2
+END_S = 1.0  # how long a video rests on its last frame
+
+
+@dataclass
+class Strip:
+    """One moment of a film: what was seen, what was imagined from there, and what then came."""
+
+    now_s: float
+    offset_s: float  # from now to the imagined moment
+    now: np.ndarray  # (H, W, 3) uint8 each
+    imagined: np.ndarray
+    happened: np.ndarray
+
+
+@dataclass
+class FilmCard:
+    """A rollout on the page."""
+
+    task: str
+    family: str
+    seed: int
+    instruction: str
+    success: bool
+    seconds: float
+    frames: list[np.ndarray]  # the video
+    imagined_s: float  # how far ahead its right half looks; 0: there is none
+    strips: list[Strip] = field(default_factory=list)
+    file: str = ""  # relative path of the video, once written
+
+
+@dataclass
+class Evaluation:
+    """What an evaluation found: `results` goes to results.json, the films to the page."""
+
+    results: dict[str, Any]
+    films: list[FilmCard] = field(default_factory=list)
+    losses: list[tuple[float, float]] = field(default_factory=list)  # (step, training loss), if it was just trained
+
+
+def rates(results: Sequence[EpisodeResult], key: str) -> dict[str, dict[str, Any]]:
+    """Success per `key` ("task" or "family"), in order of appearance: {name: {success_rate, ci95, episodes}}."""
+    groups: dict[str, list[bool]] = {}
+    for result in results:
+        name = result.spec.task if key == "task" else result.family
+        groups.setdefault(name, []).append(result.success)
+    return {name: rate(successes) for name, successes in groups.items()}
+
+
+def rate(successes: Sequence[bool]) -> dict[str, Any]:
+    """A success rate with its interval: {success_rate, ci95, episodes}. The rate of no episodes is 0."""
+    k, n = int(sum(successes)), len(successes)
+    low, high = wilson(k, n)
+    return {"success_rate": round(k / n, 4) if n else 0.0, "ci95": [round(low, 4), round(high, 4)], "episodes": n}
+
+
+def film_card(result: EpisodeResult, dt_s: float, offsets_s: Sequence[float]) -> FilmCard:
+    """What the page shows of a filmed episode."""
+    assert result.film is not None  # only filmed episodes have a card
+    film = result.film
+    seconds = result.steps * dt_s
+    frames = _video_frames(film, round(END_S / dt_s))
+    strips = film_strips(film, dt_s, offsets_s)
+    return FilmCard(
+        task=result.spec.task,
+        family=result.family,
+        seed=result.spec.seed,
+        instruction=result.instruction,
+        success=result.success,
+        seconds=round(seconds, 2),
+        frames=frames,
+        imagined_s=float(offsets_s[-1]) if film.imagined else 0.0,
+        strips=strips,
+    )
+
+
+def film_strips(film: Film, dt_s: float, offsets_s: Sequence[float]) -> list[Strip]:
+    """The moments of a film whose imagined future had time to come true, evenly spread, one strip each (furthest offset)."""
+    ahead = round(offsets_s[-1] / dt_s) if offsets_s else 0
+    moments = [m for m in film.imagined if m.step + ahead < len(film.observed)]
+    if not moments:
+        return []
+    picks = sorted({round(i) for i in np.linspace(0, len(moments) - 1, STRIPS_PER_FILM)})
+    return [
+        Strip(
+            now_s=round(m.step * dt_s, 2),
+            offset_s=float(offsets_s[-1]),
+            now=film.observed[m.step],
+            imagined=m.frames[-1],
+            happened=film.observed[m.step + ahead],
+        )
+        for m in (moments[i] for i in picks)
+    ]
+
+
+def _video_frames(film: Film, rest: int) -> list[np.ndarray]:
+    """Left what happens; right, where the policy imagines, what it expects to see, as of its latest plan."""
+    left = film.pictures or [media.resized(frame, 288, 288) for frame in film.observed]
+    frames, height = [], left[0].shape[0]
+    if film.imagined:
+        gap = np.full((height, GAP, 3), 20, np.uint8)
+        imagined = {m.step: media.resized(m.frames[-1], height, height) for m in film.imagined}
+        right = imagined[film.imagined[0].step]
+        for step, image in enumerate(left):
+            right = imagined.get(step, right)
+            frames.append(np.concatenate([image, gap, right], axis=1))
+    else:
+        frames = list(left)
+    return frames + [frames[-1]] * rest
+
+
+def write_report(out: str | Path, evaluation: Evaluation, trained: Evaluation | None = None) -> dict[str, Any]:
+    """Writes results.json, videos/ and index.html into the folder `out`.
+
+    Args:     trained: a policy that was just trained here: its results stand under `trained`, its rollouts further down.
+    Returns:  what stands in results.json.
+    """
+    out = Path(out)
+    (out / "videos").mkdir(parents=True, exist_ok=True)
+    _write_videos(out, evaluation, "")
+    results = dict(evaluation.results) | {"videos": _video_list(evaluation)}
+    if trained is not None:
+        _write_videos(out, trained, "trained-")
+        results["trained"] = dict(trained.results) | {"videos": _video_list(trained)}
+    text = json.dumps(_json_safe(results), indent=1, ensure_ascii=False, allow_nan=False)
+    (out / "results.json").write_text(text + "\n", encoding="utf-8")
+    (out / "index.html").write_text(page(evaluation, trained), encoding="utf-8")
+    return results
+
+
+def _write_videos(out: Path, evaluation: Evaluation, prefix: str) -> None:
+    fps = 1 / evaluation.results.get("dt_s", 0.1)
+    for i, film in enumerate(evaluation.films):
+        film.file = f"videos/{prefix}{i:02d}-{film.task}-{film.seed}.mp4"
+        media.write_mp4(out / film.file, film.frames, fps)
+
+
+def _video_list(evaluation: Evaluation) -> list[dict[str, Any]]:
+    keys = ("file", "task", "seed", "instruction", "success", "seconds")
+    return [{key: getattr(film, key) for key in keys} for film in evaluation.films]
+
+
+def page(evaluation: Evaluation, trained: Evaluation | None = None) -> str:
+    """The page as HTML text."""
+    import jinja2
+
+    templates = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    templates.filters |= {"pct": _percent, "uri": media.data_uri, "seconds": _seconds, "words": _words, "value": _value}
+    curve = charts.loss_curve(*zip(*trained.losses, strict=True)) if trained is not None and trained.losses else ""
+    return templates.get_template("report.html.j2").render(shipped=evaluation, trained=trained, loss_curve=curve)
+
+
+def _percent(share: float, digits: int = 0) -> str:
+    return f"{100 * share:.{digits}f}"
+
+
+def _seconds(seconds: float) -> str:
+    """A duration for people: 0.8 s, 12.4 s, 2 min 30 s."""
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _value(value: Any) -> str:
+    """A setting as text."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_value(v)}" for key, v in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_value, value)) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value) if value != "" else "none"
+
+
+def _json_safe(value: Any) -> Any:
+    """Numbers that JSON does not have (NaN, infinity) become null; numpy scalars become numbers."""
+    if isinstance(value, Mapping):
+        return {str(key): _json_safe(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_json_safe(v) for v in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value

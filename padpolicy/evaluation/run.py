@@ -1,0 +1,187 @@
+"""An evaluation from settings to results: load, run, measure, write."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+import padpolicy
+from padpolicy.config import EvalConfig
+from padpolicy.control.chunking import ObservationBuffer
+from padpolicy.evaluation import episodes as lists
+from padpolicy.evaluation import floors
+from padpolicy.evaluation.metrics import summarise_ms
+from padpolicy.evaluation.report import Evaluation, film_card, rate, rates, write_report
+from padpolicy.evaluation.rollout import (
+    EpisodeResult,
+    EpisodeSpec,
+    Progress,
+    check_fit,
+    needed_cameras,
+    plan_noise,
+    predict_actions,
+    run_episodes,
+)
+from padpolicy.evaluation.vector import Reset, VectorEnv
+from padpolicy.progress import Advance, bar
+
+if TYPE_CHECKING:
+    from padpolicy.policy import Policy
+
+LATENCY_PLANS = 30
+PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "diffusers", "open_clip_torch", "zarr")
+
+
+def evaluate(cfg: EvalConfig, policy: Policy | None = None) -> dict[str, Any]:
+    """`run_evaluation` with a progress bar; writes results.json, videos/ and index.html into `cfg.out`.
+
+    Returns:  what results.json holds.
+    """
+    with ExitStack() as stack:
+        advance: list[Advance] = []
+
+        def tick(done: int, total: int, result: EpisodeResult) -> None:
+            if not advance:  # how many there are is known only now
+                advance.append(stack.enter_context(bar("episodes", total)))
+            advance[0](done, f"{result.instruction}: {'done' if result.success else 'not done'}")
+
+        evaluation = run_evaluation(cfg, policy, tick)
+    return write_report(cfg.out, evaluation)
+
+
+def run_evaluation(cfg: EvalConfig, policy: Policy | None = None, progress: Progress | None = None) -> Evaluation:
+    """Runs an evaluation without writing anything.
+
+    Args:    policy: evaluated instead of loading `cfg.checkpoint`.
+             progress: called after every episode with (done, total, its result).
+    Raises:  ValueError where policy and environment do not fit, or a setting cannot be used.
+    """
+    started = time.perf_counter()
+    if cfg.threads:
+        torch.set_num_threads(cfg.threads)
+    if policy is None:
+        from padpolicy.saving import load_policy
+
+        device = ("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device
+        policy = load_policy(cfg.checkpoint, device)
+    acting, open_loop = policy, None
+    if cfg.floor == "no_image":
+        acting = floors.without_images(policy)
+    elif cfg.floor == "no_text":
+        acting = floors.without_text(policy)
+    elif cfg.floor == "replay":
+        if not cfg.demonstrations:
+            raise ValueError("floor=replay plays the actions of demonstrations: give demonstrations=STORE.")
+        open_loop = floors.replay(cfg.demonstrations, cfg.seed)
+    elif cfg.floor:
+        raise ValueError(f"floor={cfg.floor!r}: expected no_image, no_text or replay.")
+
+    with VectorEnv(needed_cameras(policy.spec, cfg).env, cfg.num_envs, cfg.env_workers) as envs:
+        check_fit(policy.spec, envs.description, cfg)
+        episodes = lists.episode_list(cfg, envs.description)
+        switched = lists.other_instructions(envs, episodes) if cfg.other_instruction else []
+        films = lists.spread(len(episodes), cfg.videos)
+        # One run over both lists, so that no environment waits at the end of the first.
+        both = [*episodes, *switched]
+        done = run_episodes(acting, envs, cfg, both, films=films, open_loop=open_loop, progress=progress)
+        latency = {} if open_loop is not None else measure_latency(acting, envs, cfg, episodes[0])
+
+    results = _results(cfg, done[: len(episodes)], latency)
+    results["episode_list_sha256"] = lists.checksum(episodes)
+    if switched:
+        results["other_instruction"] = {
+            "new_goal": rate([r.success for r in done[len(episodes) :]]),
+            "old_goal": rate([r.old_goal for r in done[len(episodes) :]]),
+        }
+    if cfg.imagination:
+        from padpolicy.evaluation.imagination import imagination_report
+
+        results["imagination"] = imagination_report(policy, cfg.imagination, samples=cfg.imagination_samples, seed=cfg.seed)
+    results["dt_s"] = policy.spec.dt_s
+    results["future_offsets_s"] = list(policy.spec.future_offsets_s)
+    results["seconds"] = round(time.perf_counter() - started, 1)
+    cards = [film_card(done[i], policy.spec.dt_s, policy.spec.future_offsets_s) for i in films]
+    return Evaluation(results, cards)
+
+
+def _results(cfg: EvalConfig, done: Sequence[EpisodeResult], latency: dict[str, Any]) -> dict[str, Any]:
+    return {
+        **rate([r.success for r in done]),
+        "seed": cfg.seed,
+        "tasks": rates(done, "task"),
+        "families": rates(done, "family"),
+        "latency_ms": {"p50": None, "p95": None, **latency},
+        "batched_plan_ms": summarise_ms([ms for r in done for ms in r.plan_ms]),
+        "ended": {
+            "terminated": sum(r.terminated for r in done),
+            "truncated": sum(r.truncated for r in done),
+            "mean_steps": round(float(np.mean([r.steps for r in done])), 1) if done else 0,
+        },
+        "checkpoint": cfg.checkpoint,
+        "commit": commit(),
+        "floor": cfg.floor,
+        "paraphrase": cfg.paraphrase,
+        "environment": cfg.env.id,
+        "settings": dataclasses.asdict(cfg),
+        "command": command(),
+        "versions": versions(),
+    }
+
+
+def measure_latency(policy: Policy, envs: VectorEnv, cfg: EvalConfig, episode: EpisodeSpec) -> dict[str, Any]:
+    """Milliseconds from one observation to its plan, nothing else running: {p50, p95, mean, max, n}; the first two are warm-up."""
+    (first,) = envs.run({0: Reset(episode.seed, episode.options())})[0]
+    buffer, times = ObservationBuffer(), []
+    buffer.push(0.0, first.observation)
+    sample = buffer.sample(policy.spec, str(first.observation.get("instruction", "")), policy.spec.robot)
+    for plan in range(LATENCY_PLANS + 2):
+        noise = plan_noise(policy.spec, episode, plan)[None]
+        start = time.perf_counter()
+        predict_actions(policy, cfg, [sample], noise)
+        times.append((time.perf_counter() - start) * 1e3)
+    return summarise_ms(times[2:])
+
+
+def commit() -> str:
+    """The commit this code stands at, with "+changes" if the working tree differs; the version where there is no git."""
+    root = Path(__file__).resolve().parents[2]
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        # An installed copy inside somebody else's repository is not that repository's commit.
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != root:
+            raise FileNotFoundError
+        changes = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "--short=12", "HEAD") + ("+changes" if changes else "")
+    except (OSError, subprocess.CalledProcessError):
+        return f"v{padpolicy.__version__}"
+
+
+def command() -> str:
+    """The command line that started this process."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers may depend on."""
+    found = {"padpolicy": padpolicy.__version__, "python": platform.python_version(), "machine": platform.machine()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
