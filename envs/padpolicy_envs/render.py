@@ -26,14 +26,12 @@ class Light:
         self.position = np.array([0.6, 0.0, 1.4])
         self.diffuse = 0.75
         self.ambient = 0.40
-_TILES = (6, 8, 4, 2, 1)  # pixels; the first that divides the picture
-
 
 class RayRenderer:
     """Casts one ray per pixel with `mj_multiRay` and one from the light to every point seen.
 
-    Most of a picture is bare table, whose distance is plain arithmetic. Other rays are cast only in the small tiles of
-    the picture that some geom's bounding balls may reach: the picture stays the same, and takes half the time.
+    Most of a picture is bare table, whose distance is plain arithmetic. A ray is cast only if it passes through one of
+    the balls that cover all other geoms: the picture stays the same and takes half the time.
     """
 
     name = "rays"
@@ -41,67 +39,61 @@ class RayRenderer:
     def __init__(self, model: mujoco.MjModel, size: int, samples: int = 1) -> None:
         """Prepare pictures of size x size pixels, each the mean of samples x samples rays."""
         self.model, self.size, self.samples = model, size, samples
-        side = size * samples
-        # Rays are kept tile by tile, so that a tile is a slice; `_unscramble` puts pixels back row by row.
-        self._tile = next(t for t in _TILES if side % t == 0)
-        blocks = np.arange(side * side).reshape(side // self._tile, self._tile, side // self._tile, self._tile)
-        self._order = blocks.swapaxes(1, 2).reshape(-1)
-        self._unscramble = np.argsort(self._order)
-        self._pixels = np.arange(side * side).reshape(-1, self._tile**2)
-        self._cameras: dict[str, tuple[NDArray, NDArray, NDArray]] = {}
+        self._cameras: dict[str, NDArray] = {}
         self._table = model.geom("table").id
+        self._cast_model = _flattened(model)
+        self._cast_data = mujoco.MjData(self._cast_model)
         self._groups = np.ones(6, np.uint8)
         self._groups[[TABLE, HIDDEN]] = 0
         self._ball_geom, self._ball_centre, self._ball_radius = _bounding_balls(model)
 
     # Vectors are stored [3, N], one row a component: numpy is several times faster on long rows than on triples.
 
-    def _camera_rays(self, camera: str) -> tuple[NDArray, NDArray, NDArray]:
-        """In the camera's frame (x right, y up, looking along -z): unit rays [3, N]; axes [3, T], cosines [T] of tiles."""
+    def _camera_rays(self, camera: str) -> NDArray:
+        """Unit rays [3, N] in the camera's frame (x right, y up, looking along -z), pixels row by row."""
         if camera not in self._cameras:
             n = self.size * self.samples
             half = np.tan(np.deg2rad(self.model.camera(camera).fovy[0]) / 2)
             grid = ((np.arange(n) + 0.5) / n * 2 - 1) * half
             x, y = np.meshgrid(grid, -grid)
-            rays = np.stack([x, y, -np.ones_like(x)]).reshape(3, -1)[:, self._order]
-            rays /= np.linalg.norm(rays, axis=0)
-            self._cameras[camera] = rays, *_cones(rays, self._tile**2)
+            rays = np.stack([x, y, -np.ones_like(x)]).reshape(3, -1)
+            self._cameras[camera] = rays / np.linalg.norm(rays, axis=0)
         return self._cameras[camera]
 
     def _cast(
-        self, data: mujoco.MjData, origin: NDArray, rays: NDArray, normals: bool
+        self, origin: NDArray, rays: NDArray, normals: bool
     ) -> tuple[NDArray[np.int32], NDArray, NDArray | None]:
         """What rays [3, N] from one point hit: geom [N] (-1 = nothing), distance [N] and, if asked for, normal [3, N]."""
         rays = np.ascontiguousarray(rays.T)
         n = len(rays)
         hit, dist = np.empty(n, np.int32), np.empty(n)
         normal = np.empty((n, 3)) if normals and _HAS_NORMALS else None
-        args = [self.model, data, origin, rays.reshape(-1), self._groups, True, -1, hit, dist]
+        args = [self._cast_model, self._cast_data, origin, rays.reshape(-1), self._groups, True, -1, hit, dist]
         if _HAS_NORMALS:
             args.append(None if normal is None else normal.reshape(-1))
         mujoco.mj_multiRay(*args, n, FAR)
         if normals and normal is None:
             points = origin + rays * dist[:, None]
-            normal = surface_normals(self.model, data, np.maximum(hit, 0), points)
+            normal = surface_normals(self._cast_model, self._cast_data, np.maximum(hit, 0), points)
         return hit, dist, None if normal is None else normal.T
 
     def __call__(
         self, data: mujoco.MjData, camera: str, light: Light
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
         """Draw one camera: rgb uint8 [H, W, 3] and depth uint16 [H, W] in millimetres."""
-        local, axes, cosines = self._camera_rays(camera)
+        local = self._camera_rays(camera)
         view = data.camera(camera)
         turn, origin = view.xmat.reshape(3, 3), view.xpos
         rays = turn @ local
-        self._place_balls(data)
+        self._follow(data)
 
         # The table first, everywhere; then whatever stands on it or hangs over it.
         dist = origin[2] / np.maximum(-rays[2], 1e-9)
         hit = np.where(dist < FAR, self._table, -1)
         normal = np.zeros_like(rays)
         normal[2] = 1
-        busy = self._busy(origin, turn @ axes, cosines)
-        geom, gap, outward = self._cast(data, origin, rays[:, busy], normals=True)
+        busy = self._through_balls(origin, rays)
+        geom, gap, outward = self._cast(origin, rays[:, busy], normals=True)
         nearer = (geom >= 0) & (gap < dist[busy])
         index = busy[nearer]
         hit[index], dist[index], normal[:, index] = geom[nearer], gap[nearer], outward[:, nearer]
@@ -113,9 +105,9 @@ class RayRenderer:
         reach = np.sqrt((rays * rays).sum(0))
         beam = np.divide(rays, reach, out=rays)  # from the light to what is seen
         facing = np.maximum(-(normal * beam).sum(0), 0)
-        busy = self._busy(light.position, *_cones(beam, self._tile**2))
+        busy = self._through_balls(light.position, beam)
         busy = busy[facing[busy] > 0]
-        blocker, gap, _ = self._cast(data, light.position, beam[:, busy], normals=False)
+        blocker, gap, _ = self._cast(light.position, beam[:, busy], normals=False)
         facing[busy] *= (gap > reach[busy] - _SHADOW_SLACK) | (blocker < 0)
 
         # Faces that look down get less of the ambient light: a cheap stand-in for the sky and for bounces.
@@ -130,43 +122,43 @@ class RayRenderer:
 
         n, s = self.size, self.samples
         if s > 1:
-            rgb = rgb[:, self._unscramble].reshape(3, n, s, n, s).mean((2, 4)).astype(np.uint8)
-            depth = depth[self._unscramble].reshape(n, s, n, s)[:, 0, :, 0].astype(np.uint16)
-        else:
-            rgb = np.take(rgb.astype(np.uint8), self._unscramble, axis=1)
-            depth = np.take(depth.astype(np.uint16), self._unscramble)
-        picture = np.ascontiguousarray(rgb.reshape(3, n, n).transpose(1, 2, 0))
-        return picture, depth.reshape(n, n)
+            rgb = rgb.reshape(3, n, s, n, s).mean((2, 4))
+            depth = depth.reshape(n, s, n, s)[:, 0, :, 0]
+        picture = np.ascontiguousarray(rgb.astype(np.uint8).reshape(3, n, n).transpose(1, 2, 0))
+        return picture, depth.reshape(n, n).astype(np.uint16)
 
-    def _place_balls(self, data: mujoco.MjData) -> None:
-        """Find centres [M, 3] and radii [M] of the balls around everything drawn but the table."""
+    def _follow(self, data: mujoco.MjData) -> None:
+        """Take over where everything is, and find the balls around all that is drawn but the table."""
+        self._cast_model.geom_group[:] = self.model.geom_group
+        self._cast_data.geom_xpos[:], self._cast_data.geom_xmat[:] = data.geom_xpos, data.geom_xmat
         drawn = self.model.geom_group[self._ball_geom] != HIDDEN
         geom = self._ball_geom[drawn]
         turn = data.geom_xmat.reshape(-1, 3, 3)[geom]
-        self._centre = data.geom_xpos[geom] + (turn * self._ball_centre[drawn, None]).sum(2)
-        self._radius = self._ball_radius[drawn]
+        self._centre = data.geom_xpos[geom] + (turn * self._ball_centre[drawn, None]).sum(2)  # [M, 3]
+        self._radius = self._ball_radius[drawn]  # [M]
 
-    def _busy(self, origin: NDArray, axes: NDArray, cosines: NDArray) -> NDArray[np.intp]:
-        """Indices of the rays in tiles that may meet a ball: each tile's cone [T] against a cone around each ball."""
+    def _through_balls(self, origin: NDArray, rays: NDArray) -> NDArray[np.intp]:
+        """Indices of those of the unit rays [3, N] from one point that pass through a ball."""
         towards = self._centre - origin
         far = np.sqrt((towards * towards).sum(1))
-        sine = np.minimum(self._radius / far, 1)
-        # Cones overlap when the angle between their axes is below the sum of their half angles; 1e-3 is for rounding.
-        between = axes.T @ (towards / far[:, None]).T
-        limit = np.outer(cosines, np.sqrt(1 - sine**2)) - np.outer(np.sqrt(1 - cosines**2), sine)
-        meets = (between > limit - 1e-3) | (far <= self._radius)
-        return self._pixels[meets.any(1)].reshape(-1)
+        # A ray meets a ball if the cosine between it and the way to the centre is large enough; single precision will
+        # do, with a little slack. From inside a ball every ray meets it.
+        limit = np.where(far > self._radius, np.sqrt(np.maximum(1 - (self._radius / far) ** 2, 0)) - 1e-4, -2)
+        cosine = (towards / far[:, None]).astype(np.float32) @ rays.astype(np.float32)
+        return np.flatnonzero((cosine > limit.astype(np.float32)[:, None]).any(0))
 
     def close(self) -> None:
         """Nothing to give back."""
 
 
-def _cones(rays: NDArray, per_tile: int) -> tuple[NDArray, NDArray]:
-    """The narrow cones around consecutive groups of unit rays [3, N]: axes [3, T], cosines of the half angles [T]."""
-    tiles = rays.reshape(3, -1, per_tile)
-    axes = tiles.mean(2)
-    axes /= np.sqrt((axes * axes).sum(0))
-    return axes, np.minimum((tiles * axes[:, :, None]).sum(0).min(1), 1)
+def _flattened(model: mujoco.MjModel) -> mujoco.MjModel:
+    """A model of the same geoms in the same order, all in the world body: rays then skip MuJoCo's tests per body."""
+    spec = mujoco.MjSpec()
+    for g in range(model.ngeom):
+        spec.worldbody.add_geom(type=mujoco.mjtGeom(model.geom_type[g]), size=model.geom_size[g])
+    flat = spec.compile()
+    flat.bvh_aabb[:, 3:] = 1e3  # geoms will be put where they are at present: never rule the whole body out
+    return flat
 
 
 def _bounding_balls(model: mujoco.MjModel) -> tuple[NDArray[np.intp], NDArray, NDArray]:
@@ -186,7 +178,7 @@ def _bounding_balls(model: mujoco.MjModel) -> tuple[NDArray[np.intp], NDArray, N
             half = np.array([size[0], size[0], size[1]])
         axis = int(np.argmax(half))
         across = np.sqrt((half**2).sum() - half[axis] ** 2)
-        count = int(np.ceil(half[axis] / across))
+        count = int(np.ceil(half[axis] / across / 2))
         for i in range(count):
             centre = np.zeros(3)
             centre[axis] = half[axis] * ((2 * i + 1) / count - 1)
