@@ -57,8 +57,7 @@ class ActionSpec:
                 raise ValueError(f"action {name} is {value!r}; expected one of {', '.join(choices)}.")
         if self.n_position < 0:
             raise ValueError(
-                f"{self.dim} action names cannot hold rotation {self.rotation!r} and "
-                f"gripper {self.gripper!r}."
+                f"{self.dim} action names cannot hold rotation {self.rotation!r} and gripper {self.gripper!r}."
             )
         if self.frame == "tool" and (self.rotation == "none" or self.n_position != 3):
             raise ValueError("frame 'tool' needs x, y, z and a rotation ('yaw' or '6d'); else use 'base'.")
@@ -94,11 +93,7 @@ class ActionSpec:
     def roles(self) -> list[str]:
         """Per dimension "position", "rotation" or "gripper"."""
         counts = (self.n_position, ROTATION_DIMS[self.rotation], int(self.gripper != "none"))
-        return [
-            role
-            for role, n in zip(("position", "rotation", "gripper"), counts, strict=True)
-            for _ in range(n)
-        ]
+        return [role for role, n in zip(("position", "rotation", "gripper"), counts, strict=True) for _ in range(n)]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; `from_dict` is its inverse."""
@@ -148,9 +143,7 @@ def from_waypoints(waypoints_TA: np.ndarray, anchor_A: np.ndarray, spec: ActionS
     waypoints_TA, anchor_A = _checked(waypoints_TA, anchor_A, spec)
     step_TA = waypoints_TA.copy()
     if spec.kind != "absolute":
-        before_TA = (
-            np.concatenate([anchor_A[None], waypoints_TA[:-1]]) if spec.kind == "delta" else anchor_A[None]
-        )
+        before_TA = np.concatenate([anchor_A[None], waypoints_TA[:-1]]) if spec.kind == "delta" else anchor_A[None]
         before_T33 = np.broadcast_to(_matrices(before_TA[:, spec.rotation_part], spec), (len(step_TA), 3, 3))
         after_T33 = _matrices(waypoints_TA[:, spec.rotation_part], spec)
         move = waypoints_TA[:, spec.position] - before_TA[:, spec.position]

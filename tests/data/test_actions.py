@@ -13,9 +13,7 @@ ROTATION_NAMES = {"none": [], "yaw": ["yaw"], "6d": [f"r{i}" for i in range(6)]}
 
 def make_spec(kind: str, rotation: str = "none", frame: str = "base", gripper: str = "binary") -> ActionSpec:
     names = ["x", "y", "z", *ROTATION_NAMES[rotation], *(["gripper"] if gripper != "none" else [])]
-    return ActionSpec(
-        kind, names, dt_s=0.1, frame=frame, rotation=rotation, gripper=gripper, scale=[0.02] * len(names)
-    )
+    return ActionSpec(kind, names, dt_s=0.1, frame=frame, rotation=rotation, gripper=gripper, scale=[0.02] * len(names))
 
 
 def random_waypoints(spec: ActionSpec, n: int, rng: np.random.Generator) -> np.ndarray:

@@ -1,0 +1,163 @@
+"""A folder of video files as an action-free source.
+
+    folder/any/where.mp4 …                     whatever FFmpeg reads; frame rates, sizes and shapes may differ
+    folder/captions.jsonl                      a line per file: {"file": "any/where.mp4", "caption": "push the cube"}
+    folder/captions.csv                        the same with a header line: file,caption
+                                               (neither, or files they do not name: those have no caption)
+
+The folder is decoded once into a store of our own in the user's cache, keyed by the files' names, sizes and
+modification times, and read from there like any other. Frames keep the seconds that the file gives them.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from padpolicy.data.letterbox import letterbox
+from padpolicy.data.store import Episode, Store, StoreError, StoreSpec, write_attrs
+
+CAMERA = "video"  # the camera's name in the cached store
+SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v")
+MIN_GAP_S = 0.045  # frames nearer in time than this are dropped: 60 frames/s teach no more than 20
+_LAYOUT = 1  # part of the key: raise it when what is cached changes
+
+
+def open_folder(folder: str | Path, image_size: int, progress: Callable[[int, int], None] | None = None) -> Store:
+    """The folder's videos as a store, decoded now if they were not before. Files that cannot be read are skipped.
+
+    Args:    image_size: frames are letterboxed to this many pixels.   progress: is called with (files done, files).
+    Warns:   naming each file that was skipped, and why.
+    Raises:  StoreError if the folder has no video file, or none that can be read, and for captions of no file.
+    """
+    folder = Path(folder).resolve()
+    files = find_videos(folder)
+    if not files:
+        raise StoreError(f"{folder}: neither a store nor a folder with video files ({', '.join(SUFFIXES)}).")
+    captions = read_captions(folder)
+    if unknown := sorted(set(captions) - {file.relative_to(folder).as_posix() for file in files}):
+        raise StoreError(
+            f"{folder}: captions name {unknown[0]!r}, which is not there ({len(unknown)} such). Correct them."
+        )
+    path = cache_folder() / f"{folder.name}-{_key(folder, files, captions, image_size)}.zarr"
+    if not path.exists():
+        _decode_all(folder, files, captions, image_size, path, progress)
+    store = Store.open(path)
+    for name, reason in store.attrs["skipped"].items():
+        warnings.warn(f"{folder / name} is left out: {reason}", stacklevel=2)
+    return store
+
+
+def find_videos(folder: Path) -> list[Path]:
+    """All video files below a folder, sorted."""
+    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+
+
+def cache_folder() -> Path:
+    """Where decoded videos are kept: $PADPOLICY_CACHE, else padpolicy/ in the user's cache."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("PADPOLICY_CACHE") or Path(base) / "padpolicy") / "videos"
+
+
+def read_captions(folder: Path) -> dict[str, str]:
+    """File (relative, with /) -> caption, from captions.jsonl or captions.csv; {} without either."""
+    captions: dict[str, str] = {}
+    source = next((folder / name for name in ("captions.jsonl", "captions.csv") if (folder / name).is_file()), None)
+    if source is None:
+        return captions
+    with open(source, encoding="utf-8-sig", newline="") as stream:
+        lines: list = [line for line in stream if line.strip()]
+    try:
+        entries = [json.loads(line) for line in lines] if source.suffix == ".jsonl" else list(csv.DictReader(lines))
+        for entry in entries:
+            if caption := (entry["caption"] or "").strip():
+                captions[Path(entry["file"]).as_posix()] = caption
+    except (KeyError, TypeError, ValueError) as error:
+        expected = '{"file": …, "caption": …} a line' if source.suffix == ".jsonl" else "the header file,caption"
+        raise StoreError(f"{source}: cannot be read ({type(error).__name__}: {error}); expected {expected}.") from error
+    return captions
+
+
+def decode(file: Path, image_size: int) -> Iterator[tuple[float, np.ndarray]]:
+    """The frames of a video: seconds since its first one, and (image_size, image_size, 3) uint8.
+
+    Raises:  ValueError if it cannot be read or has no frame.
+    """
+    import av
+
+    first_s = last_s = None
+    try:
+        with av.open(str(file)) as container:
+            stream = container.streams.video[0]
+            stream.thread_count = 1
+            rate = float(stream.average_rate or 0) or 25.0
+            for i, frame in enumerate(container.decode(stream)):
+                time_s = i / rate if frame.time is None else float(frame.time)
+                first_s = time_s if first_s is None else first_s
+                if last_s is not None and time_s - last_s < MIN_GAP_S:
+                    continue
+                last_s = time_s
+                shrink = image_size / max(frame.width, frame.height)
+                width, height = max(round(frame.width * shrink), 1), max(round(frame.height * shrink), 1)
+                rgb = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="AREA")
+                yield time_s - first_s, letterbox(rgb, image_size)
+    except (av.FFmpegError, IndexError, OSError) as error:
+        raise ValueError(f"it cannot be decoded ({error})") from error
+    if first_s is None:
+        raise ValueError("it has no frames")
+
+
+def _key(folder: Path, files: list[Path], captions: dict[str, str], image_size: int) -> str:
+    listed = [(file.relative_to(folder).as_posix(), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    text = json.dumps([_LAYOUT, image_size, MIN_GAP_S, listed, sorted(captions.items())])
+    return hashlib.blake2b(text.encode(), digest_size=10).hexdigest()
+
+
+def _decode_all(
+    folder: Path,
+    files: list[Path],
+    captions: dict[str, str],
+    image_size: int,
+    path: Path,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Decodes into a store beside `path` and renames it when it is complete."""
+    building = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    shutil.rmtree(building, ignore_errors=True)
+    skipped: dict[str, str] = {}
+    spec = StoreSpec(cameras={CAMERA: {"size": [image_size, image_size], "intrinsics": None, "extrinsics": None}})
+    with Store.create(building, spec) as store:
+        for i, file in enumerate(files):
+            name = file.relative_to(folder).as_posix()
+            times_s, frames = [], []
+            try:
+                for time_s, rgb in decode(file, image_size):
+                    times_s.append(time_s)
+                    frames.append(rgb)
+            except ValueError as error:
+                skipped[name] = str(error)
+            else:
+                arrays = {f"rgb_{CAMERA}": np.stack(frames), "timestamp": np.array(times_s)}
+                store.append(Episode(arrays, task=captions.get(name, ""), source=str(folder), id=name))
+            if progress:
+                progress(i + 1, len(files))
+        write_attrs(building, store.attrs | {"skipped": skipped})
+        n_read = store.n_episodes
+    if n_read == 0:
+        shutil.rmtree(building)
+        name, reason = next(iter(skipped.items()))
+        raise StoreError(f"{folder}: none of {len(files)} video files can be read; {name}: {reason}.")
+    try:
+        os.rename(building, path)
+    except OSError:  # another process was first; its result is the same
+        shutil.rmtree(building)
+        if not path.exists():
+            raise
