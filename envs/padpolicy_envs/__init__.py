@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import gymnasium
 
-from .experts import expert_action
+from .experts import expert_action, rollout_expert
 from .tasks import FAMILIES, TASKS, Task
 
-__all__ = ["FAMILIES", "TASKS", "Task", "expert_action", "register_envs"]
+__all__ = ["FAMILIES", "TASKS", "Task", "expert_action", "register_envs", "rollout_expert"]
 
 
 def register_envs() -> None:

@@ -7,9 +7,12 @@ gets above its goal, which gives one smooth path without way-points or waiting.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, cast
 
+import gymnasium
 import numpy as np
+from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
 from . import scene as geometry
@@ -37,6 +40,31 @@ def expert_action(env: Tabletop) -> NDArray[np.float32]:
     move *= min(1.0, SPEED / max(length, 1e-9))
     turn = np.clip(yaw - command[3], -TURN, TURN)
     return np.array([*move, turn, gripper], np.float32)
+
+
+def rollout_expert(
+    env: gymnasium.Env, seed: int, task: str, noise: float = 0.0
+) -> Iterator[tuple[dict[str, Any], NDArray[np.float32], NDArray[np.float32], dict[str, Any]]]:
+    """Play one episode; yields (observation, clean label [5], executed action [5], info after it) per step.
+
+    With `noise` > 0 (a fraction of the largest action, 0.3 is plenty) the executed action is disturbed on about half
+    of the steps, in stretches of 2 to 5 steps, and never on the gripper. The label stays the expert's own action in
+    the state so reached, which shows a learner how to come back.
+    """
+    rng = np.random.default_rng([seed, 1])
+    space = cast(Box, env.action_space)
+    observation, _ = env.reset(seed=seed, options={"task": task})
+    push, left, done = np.zeros(5), 0, False
+    while not done:
+        if left == 0:
+            left, disturbed = int(rng.integers(2, 6)), rng.random() < 0.5
+            push = disturbed * noise * space.high * np.append(rng.uniform(-1, 1, 4), 0)
+        left -= 1
+        label = expert_action(env.unwrapped)
+        executed = np.clip(label + push, space.low, space.high).astype(np.float32)
+        following, _, terminated, truncated, info = env.step(executed)
+        yield observation, label, executed, info
+        observation, done = following, terminated or truncated
 
 
 def _funnel(command: NDArray, target: NDArray, turn_left: float = 0.0, cruise: float = CRUISE) -> NDArray:
@@ -100,9 +128,7 @@ def _lift(task: Task, state: State, command: NDArray) -> tuple[NDArray, float, f
     return np.array([*command[:2], 0.16]), command[3], CLOSED
 
 
-def _carry(
-    task: Task, state: State, command: NDArray, goal: NDArray, cruise: float
-) -> tuple[NDArray, float, float]:
+def _carry(task: Task, state: State, command: NDArray, goal: NDArray, cruise: float) -> tuple[NDArray, float, float]:
     """With the object in hand, bring the fingertips to `goal` [3] and let go there."""
     flat, high = np.hypot(*(state.tip - goal)[:2]), state.tip[2] - goal[2]
     there = flat < 0.010 and high < 0.012
@@ -133,7 +159,7 @@ def _stack(task: Task, state: State, command: NDArray) -> tuple[NDArray, float, 
         return _grasp(task, state, command)
     # What the fingers hold may sit a little off their middle.
     goal = np.array([*(base + state.tip - thing)[:2], base[2] + geometry.CUBE_HALF + GRASP_Z + 0.004])
-    return _carry(task, state, command, goal, cruise=0.120)
+    return _carry(task, state, command, goal, cruise=0.088)
 
 
 def _drawer(task: Task, state: State, command: NDArray) -> tuple[NDArray, float, float]:

@@ -5,8 +5,6 @@ Both give `rgb` uint8 [H, W, 3] and `depth` uint16 [H, W] in millimetres along t
 
 from __future__ import annotations
 
-import inspect
-
 import mujoco
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +24,7 @@ class Light:
         self.position = np.array([0.6, 0.0, 1.4])
         self.diffuse = 0.75
         self.ambient = 0.40
+
 
 class RayRenderer:
     """Casts one ray per pixel with `mj_multiRay` and one from the light to every point seen.
@@ -60,10 +59,8 @@ class RayRenderer:
             self._cameras[camera] = rays / np.linalg.norm(rays, axis=0)
         return self._cameras[camera]
 
-    def _cast(
-        self, origin: NDArray, rays: NDArray, normals: bool
-    ) -> tuple[NDArray[np.int32], NDArray, NDArray | None]:
-        """What rays [3, N] from one point hit: geom [N] (-1 = nothing), distance [N] and, if asked for, normal [3, N]."""
+    def _cast(self, origin: NDArray, rays: NDArray, normals: bool) -> tuple[NDArray[np.int32], NDArray, NDArray | None]:
+        """What rays [3, N] from one point hit: geom [N] (-1 = nothing), distance [N], normal [3, N] if asked for."""
         rays = np.ascontiguousarray(rays.T)
         n = len(rays)
         hit, dist = np.empty(n, np.int32), np.empty(n)
@@ -77,9 +74,7 @@ class RayRenderer:
             normal = surface_normals(self._cast_model, self._cast_data, np.maximum(hit, 0), points)
         return hit, dist, None if normal is None else normal.T
 
-    def __call__(
-        self, data: mujoco.MjData, camera: str, light: Light
-    ) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
+    def __call__(self, data: mujoco.MjData, camera: str, light: Light) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
         """Draw one camera: rgb uint8 [H, W, 3] and depth uint16 [H, W] in millimetres."""
         local = self._camera_rays(camera)
         view = data.camera(camera)
@@ -240,9 +235,7 @@ class GLRenderer:
         self._option.geomgroup[HIDDEN] = 0
         self._option.sitegroup[:] = 0
 
-    def __call__(
-        self, data: mujoco.MjData, camera: str, light: Light
-    ) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
+    def __call__(self, data: mujoco.MjData, camera: str, light: Light) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
         """Draw one camera: rgb uint8 [H, W, 3] and depth uint16 [H, W] in millimetres."""
         self.model.light_pos[0] = light.position
         self.model.light_diffuse[0], self.model.light_ambient[0] = light.diffuse, light.ambient

@@ -23,8 +23,7 @@ BUTTON_TRAVEL = 0.014
 DRAWER_TRAVEL = 0.11
 DRAWER_HALF_WIDTH = 0.060
 DRAWER_HEIGHT = 0.052
-HANDLE_GAP = 0.052  # free space between drawer front and handle: room for the closed fingers
-HANDLE_OFFSET = 0.058  # centre of the handle bar, measured from the drawer front
+HANDLE_OFFSET = 0.058  # from the drawer front to the handle bar: room for the closed fingers
 
 FINGER_TRAVEL = 0.045  # of each finger; the gripper opens to twice this
 GRIPPER_WIDTH = 2 * FINGER_TRAVEL
@@ -117,56 +116,58 @@ def _objects() -> str:
     return body
 
 
+def _fixture(name: str, kind: str, position: tuple[float, ...], size: tuple[float, ...], rgba: str, mass: float) -> str:
+    pos, extent = (" ".join(f"{v:.5g}" for v in values) for values in (position, size))
+    return f"""
+      <geom name="{name}" type="{kind}" pos="{pos}" size="{extent}" rgba="{rgba}" mass="{mass}" {_FIXTURE}/>"""
+
+
 def _tray() -> str:
     inner, rim, half = TRAY_INNER, 0.005, TRAY_WALL / 2
-    walls = ""
-    for name, x, y, sx, sy in (
-        ("front", inner + rim, 0, rim, inner + 2 * rim),
-        ("back", -inner - rim, 0, rim, inner + 2 * rim),
-        ("right", 0, inner + rim, inner, rim),
-        ("left", 0, -inner - rim, inner, rim),
-    ):
-        walls += f"""
-      <geom name="tray_{name}" type="box" pos="{x} {y} {half}" size="{sx} {sy} {half}" rgba=".97 .97 .98 1" {_FIXTURE}/>"""
+    floor, white = ".30 .31 .35 1", ".97 .97 .98 1"
+    geoms = _fixture("tray_floor", "box", (0, 0, 0.002), (inner, inner, 0.002), floor, 0.1)
+    for name, side in (("back", -1), ("front", 1)):
+        size = (rim, inner + 2 * rim, half)
+        geoms += _fixture(f"tray_{name}", "box", (side * (inner + rim), 0, half), size, white, 0.1)
+    for name, side in (("left", -1), ("right", 1)):
+        geoms += _fixture(f"tray_{name}", "box", (0, side * (inner + rim), half), (inner, rim, half), white, 0.1)
     return f"""
-    <body name="tray" pos="0 0 -2">
-      <geom name="tray_floor" type="box" pos="0 0 .002" size="{inner} {inner} .002" rgba=".30 .31 .35 1" {_FIXTURE}/>{walls}
+    <body name="tray" pos="0 0 -2">{geoms}
     </body>"""
 
 
 def _buttons() -> str:
-    body, low = "", BUTTON_HEIGHT - 0.016
+    body, low = "", (BUTTON_HEIGHT - 0.016) / 2
     for i in range(BUTTON_SLOTS):
+        base = _fixture(f"button{i}_base", "cylinder", (0, 0, low), (0.040, low), ".16 .16 .18 1", 0.1)
+        cap = _fixture(f"button{i}_cap", "cylinder", (0, 0, 0), (0.029, 0.010), "1 1 1 1", 0.02)
         body += f"""
-    <body name="button{i}" pos="0 0 -2">
-      <geom name="button{i}_base" type="cylinder" size=".040 {low / 2}" pos="0 0 {low / 2}" rgba=".16 .16 .18 1" {_FIXTURE}/>
+    <body name="button{i}" pos="0 0 -2">{base}
       <body name="button{i}_cap" pos="0 0 {BUTTON_HEIGHT - 0.010}" gravcomp="1">
         <joint name="button{i}" type="slide" axis="0 0 -1" range="0 {BUTTON_TRAVEL}" stiffness="150" damping="4"
-               armature=".05"/>
-        <geom name="button{i}_cap" type="cylinder" size=".029 .010" mass=".02" {_FIXTURE}/>
+               armature=".05"/>{cap}
       </body>
     </body>"""
     return body
 
 
 def _drawer() -> str:
-    w, h, depth = DRAWER_HALF_WIDTH, DRAWER_HEIGHT, 0.13
-    wood, inside, bar = ".55 .36 .22 1", ".80 .66 .48 1", ".12 .12 .13 1"
+    w, h, depth, bar = DRAWER_HALF_WIDTH, DRAWER_HEIGHT / 2, 0.065, HANDLE_OFFSET / 2
+    wood, inside, dark = ".55 .36 .22 1", ".80 .66 .48 1", ".12 .12 .13 1"
     # The cabinet is one solid block: what of the drawer is inside it is hidden from the rays by its outer faces.
+    cabinet = _fixture("cabinet", "box", (0, -depth, h), (w + 0.008, depth, h + 0.004), wood, 1)
+    drawer = _fixture("drawer_front", "box", (0, 0.005, h), (w, 0.005, h), inside, 0.1)
+    drawer += _fixture("drawer_floor", "box", (0, -0.06, 0.006), (w - 0.004, 0.06, 0.004), inside, 0.1)
+    drawer += _fixture("drawer_side0", "box", (w - 0.006, -0.06, 0.024), (0.004, 0.06, 0.018), inside, 0.05)
+    drawer += _fixture("drawer_side1", "box", (-w + 0.006, -0.06, 0.024), (0.004, 0.06, 0.018), inside, 0.05)
+    drawer += _fixture("handle_bar", "box", (0, HANDLE_OFFSET + 0.01, 0.030), (0.045, 0.006, 0.014), dark, 0.05)
+    drawer += _fixture("handle_arm0", "box", (0.041, bar + 0.008, 0.030), (0.005, bar, 0.008), dark, 0.02)
+    drawer += _fixture("handle_arm1", "box", (-0.041, bar + 0.008, 0.030), (0.005, bar, 0.008), dark, 0.02)
     return f"""
-    <body name="cabinet" pos="0 0 -2">
-      <geom name="cabinet" type="box" pos="0 {-depth / 2} {h / 2}" size="{w + 0.008} {depth / 2} {h / 2 + 0.004}"
-            rgba="{wood}" {_FIXTURE}/>
+    <body name="cabinet" pos="0 0 -2">{cabinet}
       <body name="drawer" gravcomp="1">
         <joint name="drawer" type="slide" axis="0 1 0" range="0 {DRAWER_TRAVEL}" damping="3" frictionloss="1.5"
-               armature=".2"/>
-        <geom name="drawer_front" type="box" pos="0 .005 {h / 2}" size="{w} .005 {h / 2}" rgba="{inside}" mass=".1" {_FIXTURE}/>
-        <geom name="drawer_floor" type="box" pos="0 -.06 .006" size="{w - 0.004} .06 .004" rgba="{inside}" mass=".1" {_FIXTURE}/>
-        <geom name="drawer_side0" type="box" pos="{w - 0.006} -.06 .024" size=".004 .06 .018" rgba="{inside}" mass=".05" {_FIXTURE}/>
-        <geom name="drawer_side1" type="box" pos="{-w + 0.006} -.06 .024" size=".004 .06 .018" rgba="{inside}" mass=".05" {_FIXTURE}/>
-        <geom name="handle_bar" type="box" pos="0 {HANDLE_OFFSET + 0.01} .030" size=".045 .006 .014" rgba="{bar}" mass=".05" {_FIXTURE}/>
-        <geom name="handle_arm0" type="box" pos=".041 {HANDLE_OFFSET / 2 + 0.008} .030" size=".005 {HANDLE_OFFSET / 2} .008" rgba="{bar}" mass=".02" {_FIXTURE}/>
-        <geom name="handle_arm1" type="box" pos="-.041 {HANDLE_OFFSET / 2 + 0.008} .030" size=".005 {HANDLE_OFFSET / 2} .008" rgba="{bar}" mass=".02" {_FIXTURE}/>
+               armature=".2"/>{drawer}
       </body>
     </body>"""
 

@@ -181,9 +181,7 @@ class Tabletop(gymnasium.Env):
         if paraphrase == "held_out":
             return task.held_out_paraphrase
         if not isinstance(paraphrase, (int, np.integer)) or not 0 <= paraphrase < len(task.paraphrases):
-            raise ValueError(
-                f"paraphrase: expected 0 .. {len(task.paraphrases) - 1} or 'held_out', got {paraphrase!r}"
-            )
+            raise ValueError(f"paraphrase: expected 0 .. {len(task.paraphrases) - 1} or 'held_out', got {paraphrase!r}")
         return task.paraphrases[int(paraphrase)]
 
     def _build(self, layout: language.Scene) -> None:
@@ -293,7 +291,8 @@ class Tabletop(gymnasium.Env):
             error[:3] = command[:3] - self._ik.site_xpos[self._tcp]
             now = self._ik.site_xmat[self._tcp].reshape(3, 3)
             turn = wanted @ now.T
-            error[3:] = 0.5 * (turn[2, 1] - turn[1, 2]), 0.5 * (turn[0, 2] - turn[2, 0]), 0.5 * (turn[1, 0] - turn[0, 1])
+            error[3:] = turn[2, 1] - turn[1, 2], turn[0, 2] - turn[2, 0], turn[1, 0] - turn[0, 1]
+            error[3:] *= 0.5
             if np.abs(error).max() < 1e-5:
                 break
             mujoco.mj_jacSite(self.model, self._ik, jacobian[:3], jacobian[3:], self._tcp)

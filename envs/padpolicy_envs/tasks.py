@@ -431,7 +431,7 @@ def _pushed(task: Task, state: State) -> bool:
     start = next(o for o in state.scene.objects if o.name == task.object)
     now = state.objects[task.object]
     moved = DIRECTIONS[task.side] * (now[1] - start.y)
-    on_table = now[2] < geometry.CUBE_HALF + 0.01
+    on_table = now[2] < geometry.CUBE_HALF + 0.003  # neither carried nor in the tray
     return bool(moved > PUSH_DISTANCE and abs(now[0] - start.x) < PUSH_DRIFT and on_table)
 
 
