@@ -1,0 +1,136 @@
+"""Folders of video files: whatever a person puts into one loads, and what cannot be read is named."""
+
+import json
+import os
+
+import av
+import numpy as np
+import pytest
+
+from padpolicy.config import DataConfig
+from padpolicy.data.dataset import BatchStream, open_mixture, open_source
+from padpolicy.data.store import StoreError
+from padpolicy.data.validate import validate
+from padpolicy.data.video import CAMERA, cache_folder, open_folder
+
+CFG = {"image_size": 16, "cameras": ["front"], "depth_cameras": [], "future_depth_cameras": [], "val_fraction": 0.0}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("PADPOLICY_CACHE", str(tmp_path / "cache"))
+
+
+def write_video(path, times_s, width=32, height=32) -> None:
+    """A video that gets brighter by 4 with every frame, at the given seconds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=30)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.codec_context.time_base = stream.time_base = __import__("fractions").Fraction(1, 1000)
+        for i, time_s in enumerate(times_s):
+            frame = av.VideoFrame.from_ndarray(np.full((height, width, 3), 20 + 4 * i, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = round(time_s * 1000), stream.time_base
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+VARIABLE_S = np.cumsum([0, 0.1, 0.3, 0.1, 0.1, 0.5, 0.1, 0.2, 0.1, 0.1])
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_video(tmp_path / "v" / "slow.mp4", np.arange(20) / 5)
+    write_video(tmp_path / "v" / "deep" / "fast.mp4", np.arange(30) / 60, width=64, height=36)
+    write_video(tmp_path / "v" / "variable.mkv", VARIABLE_S, width=30, height=60)
+    return tmp_path / "v"
+
+
+def test_mixed_rates_sizes_and_shapes_load_with_their_own_seconds(folder):
+    (folder / "captions.jsonl").write_text(
+        json.dumps({"file": "slow.mp4", "caption": "push the cube"})
+        + "\n"
+        + json.dumps({"file": "deep/fast.mp4", "caption": ""})
+    )
+    store = open_folder(folder, 16)
+    episodes = {(e := store.episode(i)).id: e for i in range(store.n_episodes)}
+    assert sorted(episodes) == ["deep/fast.mp4", "slow.mp4", "variable.mkv"]
+    assert {name: e.task for name, e in episodes.items()} == {
+        "slow.mp4": "push the cube",
+        "deep/fast.mp4": "",
+        "variable.mkv": "",
+    }
+    np.testing.assert_allclose(episodes["variable.mkv"].arrays["timestamp"], VARIABLE_S, atol=2e-3)
+    assert np.diff(episodes["deep/fast.mp4"].arrays["timestamp"]).min() > 0.045  # 60 frames/s are thinned
+    wide, tall = (episodes[name].arrays[f"rgb_{CAMERA}"] for name in ("deep/fast.mp4", "variable.mkv"))
+    assert wide.shape[1:] == tall.shape[1:] == (16, 16, 3)
+    assert (wide[:, :3] == 0).all() and (wide[:, 5:11] > 10).all()  # bars above, picture in the middle
+    assert (tall[:, :, :4] == 0).all() and (tall[:, :, 5:11] > 10).all()
+    assert [finding for finding in validate(store.path) if finding.level == "error"] == []
+
+
+def test_a_folder_is_a_source_like_any_other(folder):
+    (folder / "captions.csv").write_text("file,caption\nslow.mp4,push the cube\n")
+    cfg = DataConfig(videos=[str(folder)], future_offsets_s=[0.4], **CFG)
+    mixture = open_mixture(cfg)
+    batch = BatchStream(mixture, 32, seed=0)[0]
+    assert batch.fields["obs.rgb_front"].shape == (32, 1, 16, 16, 3) and "action" not in batch.fields
+    assert 0 < batch.has["text"].sum() < 32
+    slow = open_source(folder, cfg).sample(int(open_folder(folder, 16).episode_ends[0]), np.random.default_rng(0))
+    level = {axis: slow.fields[f"{axis}.rgb_front"].mean() for axis in ("obs", "future")}
+    assert abs(level["future"] - level["obs"] - 8) < 3  # two frames at 5 a second
+    assert slow.time_s["future"] == pytest.approx([0.4], abs=1e-3)
+
+
+def test_video_speed_reaches_further_into_slower_robots(folder):
+    cfg = DataConfig(videos=[str(folder)], future_offsets_s=[0.8], video_speed=2.0, **CFG)
+    slow = open_source(folder, cfg).sample(int(open_folder(folder, 16).episode_ends[0]), np.random.default_rng(0))
+    assert slow.time_s["future"] == pytest.approx([0.8], abs=2e-3)  # 0.4 s of the video
+    assert abs(slow.fields["future.rgb_front"].mean() - slow.fields["obs.rgb_front"].mean() - 8) < 3
+
+
+def test_decoded_once_and_again_when_a_file_changes(folder):
+    first = open_folder(folder, 16)
+    stamp = (first.path / "zarr.json").stat().st_mtime_ns
+    assert (open_folder(folder, 16).path / "zarr.json").stat().st_mtime_ns == stamp
+    assert open_folder(folder, 24).path != first.path
+    os.utime(folder / "slow.mp4", (1, 1))
+    assert open_folder(folder, 16).path != first.path
+    assert not list(cache_folder().glob("*.partial"))
+
+
+def test_damaged_files_are_named_and_left_out(folder):
+    data = (folder / "slow.mp4").read_bytes()
+    (folder / "cut.mp4").write_bytes(data[: len(data) // 3])
+    (folder / "empty.mp4").write_bytes(b"")
+    for _ in range(2):  # the second time from the cache
+        with pytest.warns(UserWarning) as caught:
+            store = open_folder(folder, 16)
+        text = " ".join(str(warning.message) for warning in caught)
+        assert "cut.mp4 is left out" in text and "empty.mp4 is left out" in text
+        assert store.n_episodes == 3
+
+
+def test_a_folder_without_a_readable_video_is_an_error(tmp_path):
+    (tmp_path / "none").mkdir()
+    with pytest.raises(StoreError, match="neither a store nor a folder with video files"):
+        open_source(tmp_path / "none", DataConfig(**CFG))
+    (tmp_path / "none" / "x.mp4").write_bytes(b"no video")
+    with pytest.raises(StoreError, match="none of 1 video files can be read; x.mp4: it cannot be decoded"):
+        open_folder(tmp_path / "none", 16)
+    assert not list(cache_folder().iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("captions.jsonl", '{"file": "nowhere.mp4", "caption": "x"}', "captions name 'nowhere.mp4'"),
+        ("captions.jsonl", '{"path": "slow.mp4"}', "expected .* a line"),
+        ("captions.jsonl", "{", "cannot be read"),
+        ("captions.csv", "a,b\n1,2\n", "expected the header file,caption"),
+    ],
+)
+def test_bad_captions_are_errors(folder, name, text, message):
+    (folder / name).write_text(text)
+    with pytest.raises(StoreError, match=message):
+        open_folder(folder, 16)
