@@ -27,7 +27,7 @@ class ConfigError(ValueError):
 class DataConfig:
     """What is learned from: demonstrations, videos, and what is cut out of them."""
 
-    path: str = ""  # zarr store of robot demonstrations; "" trains on videos alone
+    path: str = ""  # zarr store of robot demonstrations, "shipped:sample/NAME" for ours; "" trains on videos alone
     videos: list[str] = field(default_factory=list)  # action-free sources: stores, or folders of video files
     video_ratio: float = 0.3  # share of samples from `videos` when both are given (PAD: 0.3)
     video_camera: str = "front"  # the camera name that frames of video folders take
@@ -89,6 +89,7 @@ class DiffusionConfig:
         default_factory=lambda: {"policy": 0.2, "joint": 0.5, "forward": 0.15, "inverse": 0.15}
     )
     video_modes: dict[str, float] = field(default_factory=lambda: {"video": 1.0})  # the same for action-free samples
+    action_draws: int = 4  # noise draws per sample where only actions are denoised: the context is paid for once
     prefix_share: float = 0.0  # share of samples with a clean action prefix (training-time real-time chunking)
     prefix_max_steps: int = 8
     text_dropout: float = 0.1  # share of samples that see the null text
@@ -296,8 +297,16 @@ def load(verb: str, overrides: Sequence[str] = ()) -> Any:
         raise ConfigError(f"padpolicy {verb} needs {key}=…, and it was not given.") from None
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explain(verb, overrides, error)) from None
+    if isinstance(cfg, TrainConfig):
+        cfg.data.path = _shipped_data(cfg.data.path)
+        cfg.data.videos = [_shipped_data(path) for path in cfg.data.videos]
     check(cfg)
     return cfg
+
+
+def _shipped_data(path: str) -> str:
+    """`shipped:sample/x` -> where data/sample/x is on this machine; other paths stay."""
+    return str(shipped(f"data/{path.removeprefix('shipped:')}")) if path.startswith("shipped:") else path
 
 
 def dump(cfg: Any) -> str:
