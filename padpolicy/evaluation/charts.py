@@ -33,11 +33,9 @@ def loss_curve(steps: Sequence[float], losses: Sequence[float]) -> str:
     def path(values: np.ndarray) -> str:
         return "M" + "L".join(f"{px(a):.1f},{py(b):.1f}" for a, b in zip(x, values, strict=True))
 
-    keep = 1 - min(1.0, 12 / len(x))  # the running mean spans about a twelfth of the run
-    mean, running = np.empty_like(y), math.log(y[0])
-    for i, value in enumerate(y):
-        running = keep * running + (1 - keep) * math.log(value)
-        mean[i] = math.exp(running)
+    half = len(y) // 40  # the running mean spans a twentieth of the run
+    padded = np.pad(np.log(y), half, mode="reflect", reflect_type="odd") if half else np.log(y)
+    mean = np.exp(np.convolve(padded, np.full(2 * half + 1, 1 / (2 * half + 1)), mode="valid"))
 
     parts = [f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="training loss over steps">']
     for tick in _log_ticks(10**low, 10**high):
@@ -53,11 +51,10 @@ def loss_curve(steps: Sequence[float], losses: Sequence[float]) -> str:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """Round numbers between low and high: 1, 2, 5 times powers of ten; thinned to at most six."""
-    ticks = [
-        float(f"{m}e{e}")
-        for e in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-        for m in (1, 2, 5)
-        if low <= float(f"{m}e{e}") <= high
-    ]
+    """Round numbers between low and high: 1, 2, 5 times powers of ten, or powers of ten alone; at most six."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for steps in ((1, 2, 5), (1,)):
+        ticks = [float(f"{m}e{e}") for e in decades for m in steps if low <= float(f"{m}e{e}") <= high]
+        if len(ticks) <= 6:
+            break
     return ticks[:: math.ceil(len(ticks) / 6)] if ticks else [float(f"{math.sqrt(low * high):.2g}")]

@@ -44,17 +44,6 @@ def paired_difference(a: Sequence[bool], b: Sequence[bool], z: float = Z95) -> t
     return (only_a - only_b) / n, max(-1.0, p - q - half), min(1.0, p - q + half)
 
 
-def mean_interval(values: Sequence[float], z: float = Z95) -> tuple[float, float, float]:
-    """(mean, low, high) of a mean by the normal approximation; nan bounds for fewer than two values."""
-    array = np.asarray(values, np.float64)
-    if not len(array):
-        return math.nan, math.nan, math.nan
-    if len(array) < 2:
-        return float(array[0]), math.nan, math.nan
-    half = z * float(array.std(ddof=1)) / math.sqrt(len(array))
-    return float(array.mean()), float(array.mean()) - half, float(array.mean()) + half
-
-
 def summarise_ms(values_ms: Sequence[float]) -> dict[str, float]:
     """Latencies as {p50, p95, mean, max, n}, milliseconds; only n = 0 when there are none."""
     array = np.asarray(values_ms, np.float64)

@@ -16,10 +16,9 @@ import numpy as np
 
 from padpolicy.evaluation import charts, media
 from padpolicy.evaluation.metrics import wilson
-from padpolicy.evaluation.rollout import EpisodeResult, Film
+from padpolicy.evaluation.rollout import EpisodeResult, Film, Imagined
 
 GAP = 8  # pixels between what happens and what is imagined
-STRIPS_PER_FILM = 2
 END_S = 1.0  # how long a video rests on its last frame
 
 
@@ -29,6 +28,7 @@ class Strip:
 
     now_s: float
     offset_s: float  # from now to the imagined moment
+    happened_s: float  # when the last picture was taken: now_s + offset_s, or earlier, when the episode ended
     now: np.ndarray  # (H, W, 3) uint8 each
     imagined: np.ndarray
     happened: np.ndarray
@@ -46,7 +46,7 @@ class FilmCard:
     seconds: float
     frames: list[np.ndarray]  # the video
     imagined_s: float  # how far ahead its right half looks; 0: there is none
-    strips: list[Strip] = field(default_factory=list)
+    strip: Strip | None
     file: str = ""  # relative path of the video, once written
 
 
@@ -81,7 +81,6 @@ def film_card(result: EpisodeResult, dt_s: float, offsets_s: Sequence[float]) ->
     film = result.film
     seconds = result.steps * dt_s
     frames = _video_frames(film, round(END_S / dt_s))
-    strips = film_strips(film, dt_s, offsets_s)
     return FilmCard(
         task=result.spec.task,
         family=result.family,
@@ -91,27 +90,34 @@ def film_card(result: EpisodeResult, dt_s: float, offsets_s: Sequence[float]) ->
         seconds=round(seconds, 2),
         frames=frames,
         imagined_s=float(offsets_s[-1]) if film.imagined else 0.0,
-        strips=strips,
+        strip=film_strip(film, dt_s, offsets_s),
     )
 
 
-def film_strips(film: Film, dt_s: float, offsets_s: Sequence[float]) -> list[Strip]:
-    """The moments of a film whose imagined future had time to come true, evenly spread, one strip each (furthest offset)."""
-    ahead = round(offsets_s[-1] / dt_s) if offsets_s else 0
-    moments = [m for m in film.imagined if m.step + ahead < len(film.observed)]
-    if not moments:
-        return []
-    picks = sorted({round(i) for i in np.linspace(0, len(moments) - 1, STRIPS_PER_FILM)})
-    return [
-        Strip(
-            now_s=round(m.step * dt_s, 2),
-            offset_s=float(offsets_s[-1]),
-            now=film.observed[m.step],
-            imagined=m.frames[-1],
-            happened=film.observed[m.step + ahead],
-        )
-        for m in (moments[i] for i in picks)
-    ]
+def film_strip(film: Film, dt_s: float, offsets_s: Sequence[float]) -> Strip | None:
+    """The moment of a film after which most changed, looked at from what was seen, not from what was imagined.
+
+    Where no plan was made early enough for its whole future to be filmed, the first one stands beside the last picture.
+    """
+    if not film.imagined or not offsets_s:
+        return None
+    ahead, last = round(offsets_s[-1] / dt_s), len(film.observed) - 1
+    moments = [m for m in film.imagined if m.step + ahead <= last] or film.imagined[:1]
+
+    def change(moment: Imagined) -> float:
+        now, then = film.observed[moment.step], film.observed[min(moment.step + ahead, last)]
+        return float(np.abs(now.astype(np.int16) - then).mean())
+
+    moment = max(moments, key=change)
+    then = min(moment.step + ahead, last)
+    return Strip(
+        now_s=round(moment.step * dt_s, 3),
+        offset_s=float(offsets_s[-1]),
+        happened_s=round(then * dt_s, 3),
+        now=film.observed[moment.step],
+        imagined=moment.frames[-1],
+        happened=film.observed[then],
+    )
 
 
 def _video_frames(film: Film, rest: int) -> list[np.ndarray]:

@@ -22,6 +22,7 @@ from padpolicy import draws
 from padpolicy.batch import Sample, collate
 from padpolicy.config import EvalConfig
 from padpolicy.control.chunking import ChunkQueue, ObservationBuffer
+from padpolicy.data.letterbox import letterbox
 from padpolicy.evaluation.vector import Act, Description, Reset, Step, VectorEnv
 
 if TYPE_CHECKING:  # only the interface is used: any policy will do
@@ -126,8 +127,6 @@ def check_fit(spec: PolicySpec, env: Description, cfg: EvalConfig) -> None:
     for name in [f"rgb_{cam}" for cam in spec.cameras] + [f"depth_{cam}" for cam in spec.depth_cameras]:
         if name not in env.observation:
             raise ValueError(f"{where} has no observation {name!r}, which the policy needs; it has {', '.join(env.observation)}.")
-        if (size := env.observation[name][:2]) != (spec.image_size, spec.image_size):
-            raise ValueError(f"{where}: {name} is {size[0]}x{size[1]} pixels, the policy expects {spec.image_size}x{spec.image_size}.")
     proprio = env.observation.get("proprio", (0,))
     if spec.proprio_dim and proprio != (spec.proprio_dim,):
         raise ValueError(f"{where}: proprio has shape {proprio}, the policy expects ({spec.proprio_dim},).")
@@ -135,11 +134,19 @@ def check_fit(spec: PolicySpec, env: Description, cfg: EvalConfig) -> None:
         raise ValueError(f"exec_steps={cfg.exec_steps}: expected 1 to {spec.chunk_steps}, the steps of the policy's chunks.")
 
 
+def fitted(observation: dict[str, Any], image_size: int) -> dict[str, Any]:
+    """The observation with its pictures letterboxed to image_size, as training has seen them."""
+    return {
+        name: letterbox(value, image_size) if name.startswith(("rgb_", "depth_")) else value
+        for name, value in observation.items()
+    }
+
+
 class _Run:
     """An episode while it runs: its two pieces of state, and its result so far."""
 
-    def __init__(self, index: int, spec: EpisodeSpec, dt_s: float, film: Film | None):
-        self.index, self.spec, self.dt_s = index, spec, dt_s
+    def __init__(self, index: int, spec: EpisodeSpec, policy: PolicySpec, film: Film | None):
+        self.index, self.spec, self.dt_s, self.image_size = index, spec, policy.dt_s, policy.image_size
         self.buffer, self.queue = ObservationBuffer(), ChunkQueue()
         self.result = EpisodeResult(spec, film=film)
         self.held = 0
@@ -150,7 +157,8 @@ class _Run:
 
     def fold(self, step: Step) -> None:
         """Takes in one step (or the reset)."""
-        self.buffer.push(self.now_s, step.observation)
+        observation = fitted(step.observation, self.image_size)
+        self.buffer.push(self.now_s, observation)
         result, film = self.result, self.result.film
         result.success |= step.success
         result.terminated, result.truncated = step.terminated, step.truncated
@@ -158,7 +166,7 @@ class _Run:
         result.old_goal |= self.held >= HOLD_STEPS
         if film is not None:
             if film.camera:
-                film.observed.append(step.observation[f"rgb_{film.camera}"])
+                film.observed.append(observation[f"rgb_{film.camera}"])
             if step.picture is not None:
                 film.pictures.append(step.picture)
 
@@ -192,7 +200,7 @@ def run_episodes(
     while waiting or running:
         free = [slot for slot in range(envs.num_envs) if slot not in running]
         for slot, (index, episode) in zip(free, [waiting.popleft() for _ in range(min(len(free), len(waiting)))], strict=False):
-            running[slot] = _Run(index, episode, spec.dt_s, Film(camera) if index in films else None)
+            running[slot] = _Run(index, episode, spec, Film(camera) if index in films else None)
         _reset(envs, {slot: run for slot, run in running.items() if not len(run.buffer)}, open_loop)
 
         commands: dict[int, Act] = {}

@@ -29,6 +29,7 @@ from padpolicy.evaluation.rollout import (
     EpisodeSpec,
     Progress,
     check_fit,
+    fitted,
     needed_cameras,
     plan_noise,
     predict_actions,
@@ -144,7 +145,7 @@ def measure_latency(policy: Policy, envs: VectorEnv, cfg: EvalConfig, episode: E
     """Milliseconds from one observation to its plan, nothing else running: {p50, p95, mean, max, n}; the first two are warm-up."""
     (first,) = envs.run({0: Reset(episode.seed, episode.options())})[0]
     buffer, times = ObservationBuffer(), []
-    buffer.push(0.0, first.observation)
+    buffer.push(0.0, fitted(first.observation, policy.spec.image_size))
     sample = buffer.sample(policy.spec, str(first.observation.get("instruction", "")), policy.spec.robot)
     for plan in range(LATENCY_PLANS + 2):
         noise = plan_noise(policy.spec, episode, plan)[None]

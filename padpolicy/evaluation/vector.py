@@ -129,8 +129,11 @@ class _Environments:
 def _make(cfg: EnvConfig) -> Any:
     import gymnasium
 
+    package, _, name = cfg.id.rpartition(":")
     try:
-        gymnasium.spec(cfg.id)
+        if package:
+            importlib.import_module(package)
+        gymnasium.spec(name)
     except (gymnasium.error.UnregisteredEnv, ModuleNotFoundError) as error:
         raise ValueError(
             f"unknown environment {cfg.id!r}: {error} Is the package that registers it installed? "
@@ -138,7 +141,7 @@ def _make(cfg: EnvConfig) -> Any:
         ) from None
     limit = {"max_episode_steps": cfg.max_steps} if cfg.max_steps else {}
     settings = {"renderer": cfg.renderer, "cameras": list(cfg.cameras), **limit}
-    return gymnasium.make(cfg.id, disable_env_checker=True, render_mode="rgb_array", **settings)
+    return gymnasium.make(name, disable_env_checker=True, render_mode="rgb_array", **settings)
 
 
 def _tasks(env: Any) -> dict[str, Task]:

@@ -1,0 +1,275 @@
+"""Does the policy imagine what really comes? Four measurements on held-out episodes of a store.
+
+Moments are taken in groups: one family, one step, as many episodes as there are (at most 32). So a retrieved future is
+compared with futures that differ only by scene, instruction and action, never by how far the task has come.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from padpolicy import draws
+from padpolicy.batch import Batch, Sample, collate
+from padpolicy.control.chunking import ObservationBuffer
+from padpolicy.data.actions import ActionSpec, hold_action
+from padpolicy.data.letterbox import letterbox
+from padpolicy.data.store import Store
+from padpolicy.evaluation.metrics import wilson
+
+if TYPE_CHECKING:
+    from padpolicy.policy import Policy, PolicySpec
+
+GROUP = 32  # the true future and 31 others
+EVERY = 4  # steps between moments of an episode
+STILL = 6  # a pixel that changed by no more than this, of 255 in any channel, has not moved
+RESAMPLES = 1000  # of the bootstrap over moments
+
+
+@dataclass
+class _Group:
+    """Moments that may be compared with one another."""
+
+    samples: list[Sample]
+    now: np.ndarray  # (N, H, W, 3) uint8 of the first imagined camera
+    then: dict[str, np.ndarray]  # imagined camera -> (N, F, H, W, 3) uint8, what came at each offset
+    actions: np.ndarray  # (N, T, A) float32, held after the episode's end
+    real: np.ndarray  # (N, T) bool: the action is one of the episode, and before the last imagined frame
+
+
+def imagination_report(policy: Policy, store_path: str | Path, *, samples: int = 256, seed: int = 0) -> dict[str, Any]:
+    """Measures imagined futures against the real ones.
+
+    Args:     samples: about how many moments are looked at.
+    Returns:  retrieval (share of moments whose imagined frame is nearest, by latent distance, to its own future among
+              `candidates`), static_psnr (dB of imagined pixels that do not move, and of the encoder's own reconstruction),
+              forward (error on moving pixels under another episode's actions divided by that under the own ones),
+              inverse (R2 of actions read off two frames), each with ci95; episodes, samples; page (for the report).
+    Raises:   ValueError if the policy imagines nothing, or no two episodes of a family are long enough.
+    """
+    spec = policy.spec
+    if not spec.future_cameras:
+        raise ValueError("imagination=STORE: this policy imagines no camera (data.future_cameras was empty).")
+    store = Store.open(store_path)
+    chosen = _choose(store, spec, samples, seed)
+    if not chosen:
+        ahead_s = max(spec.future_offsets_s)
+        raise ValueError(f"{store_path}: no two episodes of one family last longer than the {ahead_s:g} s that are imagined.")
+    parts = [_measure(policy, _load(store, spec, moments), seed + i) for i, moments in enumerate(chosen)]
+    all_of = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    found = _summary(all_of, seed)
+    found["episodes"] = len({episode for moments in chosen for episode, _ in moments})
+    found["samples"] = sum(len(moments) for moments in chosen)
+    found["candidates"] = {"min": min(map(len, chosen)), "max": max(map(len, chosen))}
+    found["page"] = {"items": list(_for_page(found))}
+    return found
+
+
+def _choose(store: Store, spec: PolicySpec, samples: int, seed: int) -> list[list[tuple[int, int]]]:
+    """Groups of (episode, step): full groups first, families in turn, until `samples` moments are together."""
+    ahead = round(max(spec.future_offsets_s) / spec.dt_s)
+    by_place: dict[tuple[str, int], list[tuple[int, int]]] = {}
+    for episode in range(store.n_episodes):
+        start, stop = store.bounds(episode)
+        task = store.task_of(episode) or {}
+        family = str(task.get("family") or task.get("name", ""))
+        for step in range(0, stop - start - ahead, EVERY):
+            by_place.setdefault((family, step), []).append((episode, step))
+    groups: dict[str, list[list[tuple[int, int]]]] = {}
+    for (family, step), moments in by_place.items():
+        rng = draws.generator(seed, step, 0, f"imagination/{family}")
+        moments = [moments[i] for i in rng.permutation(len(moments))[:GROUP]]
+        if len(moments) >= 2:
+            groups.setdefault(family, []).append(moments)
+    chosen: list[list[tuple[int, int]]] = []
+    queues = [sorted(found, key=lambda g: (-len(g), g[0][1])) for found in groups.values()]
+    while any(queues) and sum(map(len, chosen)) < samples:
+        for queue in queues:
+            if queue and sum(map(len, chosen)) < samples:
+                chosen.append(queue.pop(0))
+    return chosen
+
+
+def _load(store: Store, spec: PolicySpec, moments: Sequence[tuple[int, int]]) -> _Group:
+    camera = spec.future_cameras[0]
+    offsets = np.array([round(o / spec.dt_s) for o in spec.future_offsets_s])
+    hold = ActionSpec.from_dict(spec.action) if {"kind", "names", "dt_s"} <= set(spec.action) else None
+    samples, now, actions, real = [], [], [], []
+    then: dict[str, list[np.ndarray]] = {cam: [] for cam in spec.future_cameras}
+    for index, (episode, step) in enumerate(moments):
+        start, stop = store.bounds(episode)
+        row = start + step
+        buffer = ObservationBuffer(keep_s=spec.obs_steps * spec.dt_s)
+        for past in range(max(start, row - spec.obs_steps + 1), row + 1):
+            buffer.push((past - row) * spec.dt_s, _observation(store, spec, past))
+        task = store.task_of(episode)
+        samples.append(buffer.sample(spec, _instruction(task), spec.robot, index))
+        now.append(letterbox(store.rows(f"rgb_{camera}", [row])[0], spec.image_size))
+        for cam, frames in then.items():
+            frames.append(letterbox(store.rows(f"rgb_{cam}", row + offsets), spec.image_size))
+        chunk = store.rows("action", np.arange(row, min(row + spec.chunk_steps, stop)))
+        missing = spec.chunk_steps - len(chunk)
+        if missing:
+            after = hold_action(hold, chunk[-1]) if hold is not None else chunk[-1]
+            chunk = np.concatenate([chunk, np.repeat(after[None], missing, axis=0)])
+        actions.append(chunk.astype(np.float32))
+        real.append(np.arange(spec.chunk_steps) < min(spec.chunk_steps - missing, offsets.max()))
+    futures = {cam: np.stack(frames) for cam, frames in then.items()}
+    return _Group(samples, np.stack(now), futures, np.stack(actions), np.stack(real))
+
+
+def _instruction(task: dict[str, Any] | None) -> str | None:
+    """The canonical wording of a task."""
+    if task is None:
+        return None
+    paraphrases = task.get("paraphrases") or [task["name"]]
+    return str(paraphrases[0])
+
+
+def _observation(store: Store, spec: PolicySpec, row: int) -> dict[str, np.ndarray]:
+    names = [f"rgb_{cam}" for cam in spec.cameras] + [f"depth_{cam}" for cam in spec.depth_cameras]
+    found = {name: letterbox(store.rows(name, [row])[0], spec.image_size) for name in names if name in store.fields}
+    if "proprio" in store.fields:
+        found["proprio"] = store.rows("proprio", [row])[0]
+    return found
+
+
+def _measure(policy: Policy, group: _Group, seed: int) -> dict[str, np.ndarray]:
+    """One number per moment (sums where a ratio is formed later), keyed by what it is."""
+    spec, camera = policy.spec, policy.spec.future_cameras[0]
+    obs, n = collate(group.samples), len(group.samples)
+    true_latent = policy.encode(torch.from_numpy(group.then[camera])).float().cpu()  # (N, F, C, h, w)
+
+    imagined = _futures(policy, obs, camera, seed, mode="joint")
+    distance = torch.cdist(imagined[:, -1].flatten(1), true_latent[:, -1].flatten(1)).numpy()
+    found = {"retrieved": (distance.argmin(1) == np.arange(n)).astype(float)}
+
+    # The last imagined frame, on pixels; the encoder's own picture of the truth is the best that could be drawn.
+    truth = group.then[camera][:, -1].astype(np.float64)
+    moved = (np.abs(truth - group.now).max(-1) > STILL)[..., None]
+    drawn = _pictures(policy, imagined[:, -1])
+    redrawn = _pictures(policy, true_latent[:, -1])
+    found["static_pixels"] = 3.0 * (~moved).sum((1, 2, 3))
+    found["static_error"] = (((drawn - truth) ** 2) * ~moved).sum((1, 2, 3))
+    found["static_floor"] = (((redrawn - truth) ** 2) * ~moved).sum((1, 2, 3))
+
+    own = _futures(policy, obs, camera, seed, mode="forward", actions=torch.from_numpy(group.actions))
+    other = _futures(policy, obs, camera, seed, mode="forward", actions=torch.from_numpy(np.roll(group.actions, 1, axis=0)))
+    found["forward_own"] = (((_pictures(policy, own[:, -1]) - truth) ** 2) * moved).sum((1, 2, 3))
+    found["forward_other"] = (((_pictures(policy, other[:, -1]) - truth) ** 2) * moved).sum((1, 2, 3))
+
+    futures = {cam: torch.from_numpy(frames) for cam, frames in group.then.items()}
+    read = policy.predict(obs, mode="inverse", future=futures, generator=torch.Generator().manual_seed(seed)).action
+    assert read is not None  # mode "inverse" is the mode that gives actions
+    found["action"] = np.where(group.real[..., None], group.actions, np.nan)
+    found["action_read"] = np.where(group.real[..., None], read.float().cpu().numpy(), np.nan)
+    return found
+
+
+def _futures(policy: Policy, obs: Batch, camera: str, seed: int, **options: Any) -> torch.Tensor:
+    """Imagined latents (N, F, C, h, w), from the same noise whatever the mode's inputs are."""
+    prediction = policy.predict(obs, generator=torch.Generator().manual_seed(seed), **options)
+    return prediction.future_latent[camera].float().cpu()
+
+
+def _pictures(policy: Policy, latent: torch.Tensor) -> np.ndarray:
+    return policy.decode(latent).cpu().numpy().astype(np.float64)
+
+
+def _summary(found: dict[str, np.ndarray], seed: int) -> dict[str, Any]:
+    n = len(found["retrieved"])
+    hits = int(found["retrieved"].sum())
+
+    def psnr(rows: np.ndarray, key: str) -> float:
+        error, pixels = found[key][rows].sum(), found["static_pixels"][rows].sum()
+        return 10 * np.log10(255**2 / max(error / max(pixels, 1), 1e-9))
+
+    def gap(rows: np.ndarray) -> float:
+        return psnr(rows, "static_floor") - psnr(rows, "static_error")
+
+    def ratio(rows: np.ndarray) -> float:
+        return float(found["forward_other"][rows].sum() / max(found["forward_own"][rows].sum(), 1e-9))
+
+    def r2(rows: np.ndarray) -> float:
+        values = r2_per_dim(found["action"][rows], found["action_read"][rows])
+        values = values[~np.isnan(values)]
+        return float(values.mean()) if len(values) else float("nan")
+
+    every = np.arange(n)
+    per_dim = r2_per_dim(found["action"], found["action_read"])
+    return {
+        "retrieval": {"share": hits / n, "ci95": list(wilson(hits, n)), "n": n},
+        "static_psnr": {
+            "imagined_db": psnr(every, "static_error"),
+            "reconstruction_db": psnr(every, "static_floor"),
+            "gap_db": gap(every),
+            "ci95": bootstrap(gap, n, seed),
+        },
+        "forward": {"error_ratio": ratio(every), "ci95": bootstrap(ratio, n, seed)},
+        "inverse": {"r2": r2(every), "ci95": bootstrap(r2, n, seed), "r2_per_dim": [None if np.isnan(v) else v for v in per_dim]},
+    }
+
+
+def r2_per_dim(truth_NTA: np.ndarray, read_NTA: np.ndarray) -> np.ndarray:
+    """Coefficient of determination per action dim, float64 (A,); NaN entries of the truth do not count.
+
+    NaN for a dim that never varies: there is nothing to explain.
+    """
+    truth, read = (x.reshape(-1, x.shape[-1]).astype(np.float64) for x in (truth_NTA, read_NTA))
+    there = ~np.isnan(truth).any(1)
+    truth, read = truth[there], read[there]
+    total = ((truth - truth.mean(0)) ** 2).sum(0)
+    left = ((truth - read) ** 2).sum(0)
+    return np.where(total > 1e-12, 1 - left / np.maximum(total, 1e-12), np.nan)
+
+
+def bootstrap(statistic: Any, n: int, seed: int) -> list[float]:
+    """95 % percentile interval of `statistic(rows)` over resampled moments: [low, high]."""
+    rng = draws.generator(seed, 0, 0, "bootstrap")
+    values = [statistic(rng.integers(0, n, n)) for _ in range(RESAMPLES)]
+    return [float(v) for v in np.nanpercentile(values, [2.5, 97.5])]
+
+
+def _for_page(found: dict[str, Any]) -> Iterator[dict[str, str]]:
+    """The four numbers in words."""
+    retrieval, static, forward, inverse = (found[k] for k in ("retrieval", "static_psnr", "forward", "inverse"))
+
+    def item(title: str, shown: str, ci95: list[float], form: str, meaning: str) -> dict[str, str]:
+        low, high = (form.format(v) for v in ci95)
+        return {"title": title, "shown": shown, "interval": f"{low} to {high}", "meaning": meaning}
+
+    share = [100 * v for v in retrieval["ci95"]]
+    yield item(
+        "finds its own future",
+        f"{100 * retrieval['share']:.0f} %",
+        share,
+        "{:.0f}",
+        f"the imagined frame is nearer to what came than to {found['candidates']['max'] - 1} other futures of the same "
+        "family and step",
+    )
+    yield item(
+        "what stands still",
+        f"{static['imagined_db']:.1f} dB",
+        static["ci95"],
+        "{:+.2f} dB",
+        f"PSNR where nothing moves; {static['reconstruction_db']:.1f} dB is the image encoder’s own limit (interval: the gap)",
+    )
+    yield item(
+        "what actions do",
+        f"× {forward['error_ratio']:.2f}",
+        forward["ci95"],
+        "{:.2f}",
+        "error on moving pixels when it is given another episode’s actions, relative to the true ones",
+    )
+    yield item(
+        "which actions did it",
+        f"R² {inverse['r2']:.2f}",
+        inverse["ci95"],
+        "{:.2f}",
+        "of the actions that it reads off the present and a future frame",
+    )
