@@ -112,7 +112,7 @@ class Batch:
         )
 
     def describe(self) -> str:
-        """The batch as a table: name, shape, dtype, smallest and largest value, share present. Most data bugs show here."""
+        """The batch as a table: name, shape, dtype, smallest and largest value, share present."""
         lines = [f"{'field':24} {'shape':22} {'dtype':8} {'min':>10} {'max':>10} present"]
         for name, tensor in self.fields.items():
             there = tensor[self.has[name]].float()
@@ -171,4 +171,8 @@ def collate(samples: Sequence[Sample], seed: int = 0, step: int = 0) -> Batch:
 
 def present(x: Tensor, has: Tensor) -> Tensor:
     """`x` where `has`, else 0. `has` is broadcast from the left. Multiplying would not do: NaN * 0 is NaN."""
-    return torch.where(has.reshape(has.shape + (1,) * (x.ndim - has.ndim)), x, torch.zeros((), dtype=x.dtype, device=x.device))
+    return torch.where(
+        has.reshape(has.shape + (1,) * (x.ndim - has.ndim)),
+        x,
+        torch.zeros((), dtype=x.dtype, device=x.device),
+    )

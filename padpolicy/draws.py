@@ -28,7 +28,7 @@ def normal(seed: int, step: int, index_B: Tensor, stream: str, shape: Sequence[i
     return torch.from_numpy(np.stack(rows)).to(index_B.device)
 
 
-def uniform(seed: int, step: int, index_B: Tensor, stream: str) -> Tensor:
-    """One number in [0, 1) per sample, float32 (B,), on the device of `index_B`."""
-    rows = [generator(seed, step, i, stream).random(dtype=np.float32) for i in index_B.tolist()]
-    return torch.tensor(rows, dtype=torch.float32, device=index_B.device)
+def uniform(seed: int, step: int, index_B: Tensor, stream: str, shape: Sequence[int] = ()) -> Tensor:
+    """Numbers in [0, 1), float32 (B, *shape), on the device of `index_B`."""
+    rows = [generator(seed, step, i, stream).random(tuple(shape), np.float32) for i in index_B.tolist()]
+    return torch.from_numpy(np.asarray(rows, np.float32)).to(index_B.device)

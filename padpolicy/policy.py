@@ -1,19 +1,42 @@
-"""The small interface everything else sees, and PadPolicy behind it (encoders + normaliser + model + diffusion).
+"""The small interface everything else sees, and PadPolicy behind it (encoders + normaliser + network + diffusion).
 
     obs_steps            chunk_steps
     |o o O|              |a a a a a a a a a a a a a a a a|
           ^ now           \\_ exec_steps _/ then plan again
                                             F F   future frames at future_offsets_s
+
+Letters: B batch, O observation steps, F future frames, T action steps, A action dims, C h w latents, S reduced depth.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from padpolicy.batch import Batch
+from padpolicy import draws
+from padpolicy.batch import Batch, present
+from padpolicy.config import DiffusionConfig, EncodersConfig, ModelConfig
+from padpolicy.data.normalizer import Normalizer
+from padpolicy.diffusion.guidance import Guidance
+from padpolicy.diffusion.objective import Objective
+from padpolicy.diffusion.path import draw_tau
+from padpolicy.diffusion.sampler import sample
+from padpolicy.encoders.depth import DepthScale, reduce_depth
+from padpolicy.model.dit import DiT
+from padpolicy.model.network import Network, Observed, group_of
+from padpolicy.model.tokens import Tokens
+
+if TYPE_CHECKING:  # only their interface is used here, and diffusers takes seconds to import
+    from padpolicy.encoders.image import ImageEncoder
+    from padpolicy.encoders.text import TextEncoder
+
+MODALITY = {"action": "action", "future_rgb": "rgb", "future_depth": "depth"}
 
 
 @dataclass
@@ -38,11 +61,22 @@ class PolicySpec:
 
 @dataclass
 class LossTerms:
-    """Per modality ("action", "rgb", "depth"): the mean over each sample's valid elements, and which samples have any."""
+    """Per modality ("action", "rgb", "depth"): each sample's mean over its valid elements, and which samples have any."""
 
     value: dict[str, Tensor]  # name -> (B,) float32, 0 where not valid
     valid: dict[str, Tensor]  # name -> (B,) bool
     weight: dict[str, float]
+
+    def total(self, counts: Mapping[str, Tensor | float] | None = None) -> Tensor:
+        """The weighted loss: per modality, the sum over valid samples by their count; nothing valid gives exactly 0.
+
+        Args:  counts: valid samples of the whole global batch, when this batch is only a part of it.
+        """
+        total = torch.zeros((), device=next(iter(self.value.values())).device)
+        for name, value in self.value.items():
+            count = self.valid[name].sum() if counts is None else counts[name]
+            total = total + self.weight[name] * value.sum() / max(float(count), 1.0)
+        return total
 
 
 @dataclass
@@ -51,7 +85,7 @@ class Prediction:
 
     action: Tensor | None  # (B, T, A) real environment actions, float32
     future_latent: dict[str, Tensor] = field(default_factory=dict)  # camera -> (B, F, C, h, w) unit-variance latents
-    future_depth: dict[str, Tensor] = field(default_factory=dict)  # camera -> (B, F, h, w) float32 millimetres
+    future_depth: dict[str, Tensor] = field(default_factory=dict)  # camera -> (B, F, S, S) float32 millimetres
     timings_ms: dict[str, float] = field(default_factory=dict)  # encode, context, denoise, total
 
 
@@ -60,7 +94,7 @@ class Policy(Protocol):
 
     spec: PolicySpec
 
-    def valid_counts(self, batch: Batch) -> dict[str, Tensor]:
+    def valid_counts(self, batch: Batch) -> dict[str, int]:
         """Per modality, how many samples of the batch will have a loss. Cheap: runs no network."""
 
     def loss(self, batch: Batch) -> LossTerms:
@@ -71,16 +105,566 @@ class Policy(Protocol):
         obs: Batch,
         *,
         mode: str = "policy",
-        actions: Tensor | None = None,  # (B, T, A) real actions; mode "forward"
-        future: dict[str, Tensor] | None = None,  # camera -> (B, F, H, W, 3) uint8; mode "inverse"
-        prefix: Tensor | None = None,  # (B, T, A) real actions of which the first prefix_len are kept
-        prefix_len: Tensor | None = None,  # (B,) int64
-        guidance: float | None = None,
+        actions: Tensor | None = None,
+        future: dict[str, Tensor] | None = None,
+        prefix: Tensor | None = None,
+        prefix_len: Tensor | None = None,
+        guidance: Guidance | float | None = None,
         steps: int | None = None,
         noise: dict[str, Tensor] | None = None,
-        generator: Any = None,
+        generator: torch.Generator | None = None,
     ) -> Prediction:
-        """Denoises what the mode asks for (policy, joint, video, forward, inverse)."""
+        """Denoises what the mode asks for; see PadPolicy.predict."""
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """Pictures (..., H, W, 3) uint8 as latents (..., C, h, w)."""
 
     def decode(self, latent: Tensor) -> Tensor:
         """Latents (..., C, h, w) as pictures (..., H, W, 3) uint8."""
+
+
+@dataclass
+class PolicyConfig:
+    """What rebuilds a policy: saved as JSON beside its weights."""
+
+    spec: PolicySpec
+    model: ModelConfig
+    diffusion: DiffusionConfig
+    encoders: EncodersConfig
+
+
+class PadPolicy(nn.Module):
+    """One diffusion transformer over the future and the actions.
+
+    Only the network is trained and saved as weights. The frozen encoders are referred to by name and fingerprint.
+
+    Args:  config: settings.   normalizer: statistics of actions and proprioception.   depth: scale of depth.
+           image_encoder, text_encoder: frozen; None only where no image or no text will ever come.
+    """
+
+    def __init__(
+        self,
+        config: PolicyConfig,
+        normalizer: Normalizer,
+        depth: DepthScale,
+        image_encoder: ImageEncoder,
+        text_encoder: TextEncoder,
+    ):
+        super().__init__()
+        self.config, self.spec = config, config.spec
+        self.normalizer, self.depth_scale = normalizer, depth
+        self.image_encoder, self.text_encoder = (
+            image_encoder,
+            text_encoder,
+        )  # neither is an nn.Module: not in state_dict
+        model, diffusion, spec = config.model, config.diffusion, config.spec
+        self.objective = Objective(diffusion.objective, diffusion.learn_variance, diffusion.train_steps)
+        tokens = Tokens(
+            width=model.width,
+            channels=image_encoder.channels,
+            patch=model.patch,
+            depth_patch=model.depth_patch,
+            action_dim=spec.action_dim,
+            proprio_dim=spec.proprio_dim,
+            text_width=text_encoder.width,
+            pooled_width=text_encoder.pooled_width,
+            cameras=sorted({*spec.cameras, *spec.depth_cameras, *spec.future_cameras, *spec.future_depth_cameras}),
+            out_factor=self.objective.out_factor,
+            stem=model.eyes == "stem",
+        )
+        trunk = DiT(model.width, model.depth, model.heads, model.mlp_ratio, model.recompute)
+        self.network = Network(tokens, trunk, diffusion.coupling, model.text)
+
+    @property
+    def device(self) -> torch.device:
+        return self.network.context_row.device
+
+    # ------------------------------------------------------------------------------------------ training
+
+    def draw_modes(self, batch: Batch) -> list[str | None]:
+        """The mode of each sample, drawn by `modes` (it has actions) or `video_modes` among those it has fields for."""
+        u = draws.uniform(batch.seed, batch.step, batch.index.cpu(), "mode").tolist()
+        action = _has(batch, "action").tolist()
+        future = self._has_future(batch).tolist()
+        modes: list[str | None] = []
+        for i in range(len(batch)):
+            weights = self.config.diffusion.modes if action[i] else self.config.diffusion.video_modes
+            can = {
+                mode: weight
+                for mode, weight in weights.items()
+                if weight > 0 and (mode == "policy" or future[i]) and (mode == "video" or action[i])
+            }
+            modes.append(_pick(can, u[i]))
+        return modes
+
+    def valid_counts(self, batch: Batch) -> dict[str, int]:
+        """Per modality, how many samples of the batch will have a loss. Runs no network."""
+        return {name: int(valid.sum()) for name, valid in self._valid(batch, self.draw_modes(batch)).items()}
+
+    def loss(self, batch: Batch) -> LossTerms:
+        """The loss of each sample, under draws that are functions of (batch.seed, batch.step, batch.index).
+
+        Samples of one mode run together, with just the groups of their mode in the sequence. A sample's loss does not
+        depend on what else is in the batch.
+        """
+        modes = self.draw_modes(batch)
+        valid = {name: there.to(self.device) for name, there in self._valid(batch, modes).items()}
+        value = {name: torch.zeros(len(batch), device=self.device) for name in valid}
+        for mode in sorted({mode for mode in modes if mode}):
+            rows = torch.tensor([i for i, m in enumerate(modes) if m == mode])
+            part = self._loss_in_mode(mode, batch.select(rows).to(self.device))
+            rows = rows.to(self.device)
+            for name, part_value in part.items():
+                value[name] = value[name].index_copy(0, rows, part_value)
+        weight = self.config.diffusion
+        return LossTerms(
+            value={name: torch.where(valid[name], v, 0.0) for name, v in value.items()},
+            valid=valid,
+            weight={"action": weight.weight_action, "rgb": weight.weight_rgb, "depth": weight.weight_depth},
+        )
+
+    def _loss_in_mode(self, mode: str, batch: Batch) -> dict[str, Tensor]:
+        """The mean error of each sample over its valid elements and its noise draws, per modality (B,)."""
+        batch = self._drop(batch)
+        table = self.network.modes[mode]
+        x0, valid = self._targets(batch, mode)
+        context = self.network.context(self._observed(batch))
+        has = {name: self._has_field(batch, name) for name in x0}
+        prefix_BT = self._prefix(batch) if mode in ("policy", "joint") else None
+        if prefix_BT is not None:
+            valid["action"] = valid["action"] & ~prefix_BT[..., None]
+
+        n = self.config.diffusion.action_draws if table.denoised == ("action",) else 1
+        tau = self._draw_tau(mode, batch, n)
+        noise = {name: self._draw_noise(name, batch, n, x.shape[1:]) for name, x in x0.items()}
+        x0, valid, has, time_s = (_rows(tensors, n) for tensors in (x0, valid, has, batch.time_s))
+        x = {
+            name: clean
+            if group_of(name) in table.given
+            else self.objective.mix(clean, noise[name], tau[group_of(name)])
+            for name, clean in x0.items()
+        }
+        if prefix_BT is not None:
+            prefix_BT = _rows(prefix_BT, n)
+            x["action"] = torch.where(prefix_BT[..., None], x0["action"], x["action"])
+        out = self.network.denoise(mode, context.repeat(n), x, tau, time_s, has, prefix_BT)
+
+        sums: dict[str, Tensor] = {}
+        counts: dict[str, Tensor] = {}
+        for name, answer in out.items():
+            axis = _channel_axis(name, self.objective.out_factor)
+            error = self.objective.error(answer.float(), x0[name], noise[name], tau[group_of(name)], axis)
+            there = valid[name].expand_as(error)
+            key = MODALITY[group_of(name)]
+            sums[key] = sums.get(key, 0) + present(error, there).reshape(len(batch), -1).sum(1)
+            counts[key] = counts.get(key, 0) + there.reshape(len(batch), -1).sum(1)
+        return {key: sums[key] / counts[key].clamp(min=1) for key in sums}
+
+    def _valid(self, batch: Batch, modes: list[str | None]) -> dict[str, Tensor]:
+        """Per modality, (B,) bool on the CPU: which samples have at least one element with a loss."""
+        table = self.network.modes
+
+        def denoises(group: str) -> Tensor:
+            return torch.tensor([mode is not None and group in table[mode].denoised for mode in modes])
+
+        valid = {
+            "action": denoises("action") & _has(batch, "action"),
+            "rgb": denoises("future_rgb"),
+            "depth": denoises("future_depth"),
+        }
+        if "action" in batch.is_pad:
+            valid["action"] &= (~batch.is_pad["action"]).any(1).cpu()
+        rgb, depth = torch.zeros(len(batch), dtype=torch.bool), torch.zeros(len(batch), dtype=torch.bool)
+        if "future" in batch.is_pad:
+            seen_BF = ~batch.is_pad["future"]
+            for camera in self.spec.future_cameras:
+                rgb |= (self._has_frames(batch, "future", camera)[:, None] & seen_BF).any(1).cpu()
+            for camera in self.spec.future_depth_cameras:
+                name = f"future.depth_{camera}"
+                if name in batch.fields:
+                    any_BF = (batch.fields[name].view(torch.int16) != 0).flatten(2).any(2)
+                    depth |= (batch.has[name][:, None] & seen_BF & any_BF).any(1).cpu()
+        valid["rgb"] &= rgb
+        valid["depth"] &= depth
+        return valid
+
+    def _drop(self, batch: Batch) -> Batch:
+        """Text dropout, and dropout of one observation field, as draws of the sample."""
+        cfg, has = self.config.diffusion, dict(batch.has)
+        if cfg.text_dropout > 0:
+            keep = draws.uniform(batch.seed, batch.step, batch.index, "text") >= cfg.text_dropout
+            has["text"] = has["text"] & keep
+        if cfg.obs_dropout > 0:
+            groups = [(f"obs.latent_{c}", f"obs.rgb_{c}") for c in self.spec.cameras]
+            groups += [(f"obs.depth_{c}",) for c in self.spec.depth_cameras] + [("obs.proprio",)]
+            groups = [[name for name in names if name in batch.fields] for names in groups]
+            groups = [names for names in groups if names]
+            u = draws.uniform(batch.seed, batch.step, batch.index, "obs")
+            which = (u / cfg.obs_dropout * len(groups)).long()  # u >= obs_dropout hits no group
+            if len(groups) > 1:
+                for i, names in enumerate(groups):
+                    for name in names:
+                        has[name] = has[name] & (which != i)
+        return dataclasses.replace(batch, has=has)
+
+    def _draw_tau(self, mode: str, batch: Batch, n: int) -> dict[str, Tensor]:
+        """Noise time per group, (B * n,). Given groups have 0; in joint, `times` ties the future's to the action's."""
+        cfg, table = self.config.diffusion, self.network.modes[mode]
+
+        def draw(stream: str) -> Tensor:
+            u = draws.uniform(batch.seed, batch.step, batch.index, stream, (n,)).flatten()
+            return draw_tau(u, cfg.tau_law)
+
+        action, future = draw("tau/action"), draw("tau/future")
+        if mode == "joint" and cfg.times == "shared":
+            future = action
+        elif mode == "joint" and cfg.times == "future_noisier":
+            action, future = torch.minimum(action, future), torch.maximum(action, future)
+        tau = {"action": action, "future_rgb": future, "future_depth": future}
+        return {g: torch.zeros_like(t) if g in table.given else t for g, t in tau.items() if g in table.groups}
+
+    def _draw_noise(self, name: str, batch: Batch, n: int, shape: Sequence[int]) -> Tensor:
+        """Standard normal, (B * n, *shape)."""
+        return draws.normal(batch.seed, batch.step, batch.index, f"noise/{name}", (n, *shape)).flatten(0, 1)
+
+    def _prefix(self, batch: Batch) -> Tensor | None:
+        """Which action steps are a known, clean prefix: (B, T) bool, or None if the training has none."""
+        cfg = self.config.diffusion
+        if cfg.prefix_share <= 0:
+            return None
+        u = draws.uniform(batch.seed, batch.step, batch.index, "prefix")
+        longest = min(cfg.prefix_max_steps, self.spec.chunk_steps - 1)
+        length = torch.where(u < cfg.prefix_share, 1 + (u / cfg.prefix_share * longest).long(), 0)
+        prefix = torch.arange(self.spec.chunk_steps, device=u.device)[None] < length[:, None]
+        rest = ~batch.is_pad["action"] & ~prefix  # a sample must keep something to learn
+        return prefix & rest.any(1, keepdim=True)
+
+    # -------------------------------------------------------------------------------- fields -> network
+
+    def _has_frames(self, batch: Batch, axis: str, camera: str) -> Tensor:
+        return _has(batch, f"{axis}.latent_{camera}") | _has(batch, f"{axis}.rgb_{camera}")
+
+    def _has_future(self, batch: Batch) -> Tensor:
+        """(B,) bool: does any imagined camera have a frame that is not padding?"""
+        there = torch.zeros(len(batch), dtype=torch.bool)
+        if "future" not in batch.is_pad:
+            return there
+        seen = (~batch.is_pad["future"]).any(1).cpu()
+        for camera in self.spec.future_cameras:
+            there |= self._has_frames(batch, "future", camera).cpu() & seen
+        return there
+
+    def _has_field(self, batch: Batch, name: str) -> Tensor:
+        """Presence of a noised field, whose latents may still be pixels in the batch."""
+        if group_of(name) == "future_rgb":
+            return self._has_frames(batch, "future", name.removeprefix("future.latent_"))
+        return _has(batch, name)
+
+    def _latents(self, batch: Batch, axis: str, camera: str) -> Tensor | None:
+        """Latents of a camera (B, O, C, h, w) float32, encoded here where only pixels came; 0 where absent."""
+        latent, rgb = f"{axis}.latent_{camera}", f"{axis}.rgb_{camera}"
+        x = None
+        if latent in batch.fields and bool(batch.has[latent].any()):
+            x = present(batch.fields[latent].float(), batch.has[latent])
+        if rgb in batch.fields and bool(batch.has[rgb].any()):
+            rows = batch.has[rgb].nonzero()[:, 0]
+            encoded = self.image_encoder.encode(batch.fields[rgb][rows]).float()
+            x = encoded.new_zeros(len(batch), *encoded.shape[1:]) if x is None else x
+            x = x.index_copy(0, rows, encoded)
+        return x
+
+    def _normalized(self, batch: Batch, name: str) -> Tensor:
+        """Actions or proprioception in the normaliser's units, 0 where absent; each row by its own robot."""
+        x = batch.fields[name].float()
+        rows = batch.has[name].nonzero()[:, 0]
+        robots = [batch.robot[i] for i in rows.tolist()]
+        values = self.normalizer.normalize(name.removeprefix("obs."), x[rows], robots)
+        return torch.zeros_like(x).index_copy(0, rows, values)
+
+    def _depth(self, batch: Batch, name: str) -> tuple[Tensor, Tensor]:
+        """Reduced, standardised depth and its validity; invalid and absent pixels are 0 (the mean depth)."""
+        mm, valid = reduce_depth(batch.fields[name], self.config.model.depth_size)
+        valid = present(valid, batch.has[name])
+        return present(self.depth_scale.standardise(mm), valid), valid
+
+    def _observed(self, batch: Batch) -> Observed:
+        """The context's contents. Fields that no sample has are left out."""
+        has: dict[str, Tensor] = {}
+        latents, pixels, depth, proprio = {}, {}, {}, None
+        for camera in self.spec.cameras:
+            if self.config.model.eyes == "stem":
+                name = f"obs.rgb_{camera}"
+                if bool(_has(batch, name).any()):
+                    has[f"rgb_{camera}"] = batch.has[name]
+                    pixels[camera] = present(batch.fields[name].float() / 127.5 - 1, batch.has[name])
+            elif (x := self._latents(batch, "obs", camera)) is not None:
+                latents[camera] = x
+                has[f"rgb_{camera}"] = self._has_frames(batch, "obs", camera)
+        for camera in self.spec.depth_cameras:
+            name = f"obs.depth_{camera}"
+            if bool(_has(batch, name).any()):
+                has[f"depth_{camera}"] = batch.has[name]
+                depth[camera] = self._depth(batch, name)
+        if bool(_has(batch, "obs.proprio").any()):
+            has["proprio"] = batch.has["obs.proprio"]
+            proprio = self._normalized(batch, "obs.proprio")
+        observed = Observed(latents, pixels, depth, proprio, has, batch.time_s["obs"])
+        own = [text if there else None for text, there in zip(batch.text, batch.has["text"].tolist(), strict=True)]
+        self._say(observed, own)
+        return observed
+
+    def _say(self, observed: Observed, texts: list[str | None]) -> None:
+        """Puts instructions into the context; None is the null text."""
+        text = self.text_encoder.encode([text or "" for text in texts], self.config.encoders.text_tokens)
+        observed.has["text"] = torch.tensor([text is not None for text in texts], device=self.device)
+        observed.text_tokens, observed.text_mask = text.tokens.to(self.device), text.mask.to(self.device)
+        observed.text_pooled = text.pooled.to(self.device)
+
+    def _targets(self, batch: Batch, mode: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Clean contents of the mode's groups, and where they count (broadcastable to the contents)."""
+        groups = self.network.modes[mode].groups
+        x0, valid = {}, {}
+        seen_BF = ~batch.is_pad["future"] if "future" in batch.is_pad else None
+        if "future_rgb" in groups:
+            for camera in self.spec.future_cameras:
+                if (x := self._latents(batch, "future", camera)) is not None:
+                    name = f"future.latent_{camera}"
+                    x0[name] = x
+                    there = self._has_frames(batch, "future", camera)[:, None] & seen_BF
+                    valid[name] = there[:, :, None, None, None]
+        if "future_depth" in groups:
+            for camera in self.spec.future_depth_cameras:
+                name = f"future.depth_{camera}"
+                if bool(_has(batch, name).any()):
+                    x0[name], pixels = self._depth(batch, name)
+                    valid[name] = pixels & (batch.has[name][:, None] & seen_BF)[:, :, None, None]
+        if "action" in groups:
+            x0["action"] = self._normalized(batch, "action")
+            valid["action"] = (batch.has["action"][:, None] & ~batch.is_pad["action"])[..., None]
+        return x0, valid
+
+    # ------------------------------------------------------------------------------------------- acting
+
+    @torch.no_grad()
+    def predict(
+        self,
+        obs: Batch,
+        *,
+        mode: str = "policy",
+        actions: Tensor | None = None,
+        future: dict[str, Tensor] | None = None,
+        prefix: Tensor | None = None,
+        prefix_len: Tensor | None = None,
+        guidance: Guidance | float | None = None,
+        steps: int | None = None,
+        noise: dict[str, Tensor] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Prediction:
+        """Denoises what the mode asks for. Keeps no state.
+
+        Args:  obs: the observation fields of batch.py and the instruction.
+               mode: "policy" obs -> action; "joint" obs -> action and future; "video" obs -> future;
+                   "forward" obs and `actions` -> future; "inverse" obs and `future` -> action.
+               actions: (B, T, A) real environment actions.   future: camera -> (B, F, H, W, 3) uint8.
+               prefix: (B, T, A) real actions, of which the first prefix_len (B,) are kept and answered to.
+               guidance: a scale over the text, or a Guidance; None: the configured scale.
+               steps: network calls; None: the configured number.
+               noise: field -> standard normal start, instead of drawing it from `generator`.
+        Raises:  ValueError for an unknown mode or a missing input of the mode, naming it.
+        """
+        started = time.perf_counter()
+        if mode not in self.network.modes:
+            raise ValueError(f"mode={mode!r}: expected one of {', '.join(self.network.modes)}")
+        obs = obs.to(self.device)
+        steps = self.config.diffusion.steps if steps is None else steps
+        if not isinstance(guidance, Guidance):
+            guidance = Guidance(self.config.diffusion.guidance if guidance is None else float(guidance))
+
+        own = [text if there else None for text, there in zip(obs.text, obs.has["text"].tolist(), strict=True)]
+        copies = guidance.copies
+        observed = _rows(self._observed(obs), copies)
+        if not guidance.plain:
+            self._say(observed, [text for sample_text in own for text in guidance.texts(sample_text)])
+        given = self._given(mode, obs, actions, future)
+        encoded = self._clock()
+        context = self.network.context(observed)
+        understood = self._clock()
+
+        time_s = self._times(len(obs))
+        shapes = {name: (len(obs), *shape) for name, shape in self._shapes(mode).items() if name not in given}
+        x = {name: self._noise(name, shape, noise, generator) for name, shape in shapes.items()}
+        clean_BT, keep = self._known_prefix(obs, prefix, prefix_len) if "action" in x else (None, None)
+
+        def after(x: dict[str, Tensor], tau: float) -> dict[str, Tensor]:
+            if clean_BT is None:
+                return x
+            return {**x, "action": torch.where(clean_BT[..., None], keep, x["action"])}
+
+        known, times, clean = _rows(given, copies), _rows(time_s, copies), _rows(clean_BT, copies)
+        table = self.network.modes[mode]
+
+        def denoise(x: dict[str, Tensor], tau: float) -> dict[str, Tensor]:
+            when = torch.full((len(obs) * copies,), tau, device=self.device)
+            taus = {g: torch.zeros_like(when) if g in table.given else when for g in table.groups}
+            out = self.network.denoise(mode, context, {**_rows(x, copies), **known}, taus, times, None, clean)
+            return {name: guidance.combine(answer.float()) for name, answer in out.items()}
+
+        factor = self.objective.out_factor
+        x = sample(self.objective, denoise, x, steps, after, lambda name: _channel_axis(name, factor), generator)
+        denoised = self._clock()
+        prediction = self._prediction(obs, x, prefix, clean_BT)
+        prediction.timings_ms = {
+            "encode": 1e3 * (encoded - started),
+            "context": 1e3 * (understood - encoded),
+            "denoise": 1e3 * (denoised - understood),
+            "total": 1e3 * (self._clock() - started),
+        }
+        return prediction
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """Pictures (..., H, W, 3) uint8 as latents (..., C, h, w), float16."""
+        return self.image_encoder.encode(frames.to(self.device))
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Latents (..., C, h, w) as pictures (..., H, W, 3) uint8."""
+        return self.image_encoder.decode(latent)
+
+    def _prediction(
+        self, obs: Batch, x: dict[str, Tensor], prefix: Tensor | None, clean_BT: Tensor | None
+    ) -> Prediction:
+        action = None
+        if "action" in x:
+            action = self.normalizer.unnormalize("action", x["action"].float(), self._robots(obs))
+            if clean_BT is not None:  # to the last bit what was given, not its round trip through the normaliser
+                action = torch.where(clean_BT[..., None], prefix.to(self.device, action.dtype), action)
+        return Prediction(
+            action=action,
+            future_latent={n.removeprefix("future.latent_"): v for n, v in x.items() if group_of(n) == "future_rgb"},
+            future_depth={
+                n.removeprefix("future.depth_"): self.depth_scale.restore(v)
+                for n, v in x.items()
+                if group_of(n) == "future_depth"
+            },
+        )
+
+    def _given(
+        self, mode: str, obs: Batch, actions: Tensor | None, future: dict[str, Tensor] | None
+    ) -> dict[str, Tensor]:
+        """The clean inputs that a mode takes beside the observation."""
+        if mode == "forward":
+            if actions is None:
+                raise ValueError("mode='forward' needs actions=(B, T, A): what the robot is going to do")
+            expected = (len(obs), self.spec.chunk_steps, self.spec.action_dim)
+            if tuple(actions.shape) != expected:
+                raise ValueError(f"mode='forward': actions have shape {tuple(actions.shape)}, expected {expected}")
+            return {"action": self.normalizer.normalize("action", actions.to(self.device).float(), self._robots(obs))}
+        if mode == "inverse":
+            missing = [camera for camera in self.spec.future_cameras if camera not in (future or {})]
+            if missing:
+                raise ValueError(f"mode='inverse' needs future={{camera: (B, F, H, W, 3) uint8}}; missing: {missing}")
+            return {
+                f"future.latent_{camera}": self.image_encoder.encode(future[camera].to(self.device)).float()
+                for camera in self.spec.future_cameras
+            }
+        return {}
+
+    def _known_prefix(
+        self, obs: Batch, prefix: Tensor | None, prefix_len: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Which action steps are known (B, T), and the normalised actions that hold them."""
+        if prefix is None:
+            return None, None
+        expected = (len(obs), self.spec.chunk_steps, self.spec.action_dim)
+        if tuple(prefix.shape) != expected or prefix_len is None:
+            raise ValueError(f"prefix has shape {tuple(prefix.shape)}, expected {expected} and a prefix_len (B,)")
+        steps = torch.arange(self.spec.chunk_steps, device=self.device)
+        clean_BT = steps[None] < prefix_len.to(self.device)[:, None]
+        values = present(prefix.to(self.device).float(), clean_BT)
+        return clean_BT, self.normalizer.normalize("action", values, self._robots(obs))
+
+    def _robots(self, obs: Batch) -> list[str]:
+        return [robot or self.spec.robot for robot in obs.robot]
+
+    def _times(self, batch: int) -> dict[str, Tensor]:
+        """Seconds from now of every action step and imagined frame."""
+        action = torch.arange(self.spec.chunk_steps, device=self.device, dtype=torch.float32) * self.spec.dt_s
+        future = torch.tensor(self.spec.future_offsets_s, device=self.device, dtype=torch.float32)
+        return {"action": action.expand(batch, -1), "future": future.expand(batch, -1)}
+
+    def _shapes(self, mode: str) -> dict[str, tuple[int, ...]]:
+        """Per noised field of the mode, its shape without the batch."""
+        groups, spec, side = self.network.modes[mode].groups, self.spec, self.config.model.depth_size
+        frames, latent = len(spec.future_offsets_s), spec.image_size // self.image_encoder.downsample
+        shapes: dict[str, tuple[int, ...]] = {}
+        if "future_rgb" in groups:
+            for camera in spec.future_cameras:
+                shapes[f"future.latent_{camera}"] = (frames, self.image_encoder.channels, latent, latent)
+        if "future_depth" in groups:
+            for camera in spec.future_depth_cameras:
+                shapes[f"future.depth_{camera}"] = (frames, side, side)
+        if "action" in groups:
+            shapes["action"] = (spec.chunk_steps, spec.action_dim)
+        return shapes
+
+    def _noise(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        given: dict[str, Tensor] | None,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        if given is None or name not in given:
+            return torch.randn(shape, generator=generator, device=generator.device if generator else self.device).to(
+                self.device
+            )
+        if tuple(given[name].shape) != shape:
+            raise ValueError(f"noise[{name!r}] has shape {tuple(given[name].shape)}, expected {shape}")
+        return given[name].to(self.device, torch.float32)
+
+    def _clock(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def to_json(self) -> dict[str, Any]:
+        """Configuration and statistics: all of the policy but its weights."""
+        return {
+            "config": asdict(self.config),
+            "normalizer": self.normalizer.to_json(),
+            "depth": self.depth_scale.to_json(),
+            "fingerprints": {"image": self.image_encoder.fingerprint, "text": self.text_encoder.fingerprint},
+        }
+
+
+def _has(batch: Batch, name: str) -> Tensor:
+    """(B,) bool: is the field there? False for all if the batch has no such field."""
+    there = batch.has.get(name)
+    return torch.zeros(len(batch), dtype=torch.bool, device=batch.index.device) if there is None else there
+
+
+def _pick(weights: Mapping[str, float], u: float) -> str | None:
+    """The entry that u in [0, 1) falls on; None if there is none."""
+    total, passed = sum(weights.values()), 0.0
+    for name, weight in weights.items():
+        passed += weight
+        if u * total < passed:
+            return name
+    return next(reversed(list(weights)), None)
+
+
+def _channel_axis(field: str, factor: int) -> int:
+    """Where a field's channels stand, (mean, variance) along it: see Tokens.read."""
+    return -1 if field == "action" else 2 if factor > 1 or group_of(field) == "future_rgb" else -1
+
+
+def _rows(value: Any, n: int) -> Any:
+    """Each row n times, one after the other: of a tensor, or of every tensor in a dict, tuple or Observed."""
+    if n == 1 or value is None:
+        return value
+    if isinstance(value, Tensor):
+        return value.repeat_interleave(n, 0)
+    if isinstance(value, dict):
+        return {name: _rows(v, n) for name, v in value.items()}
+    if isinstance(value, tuple):
+        return tuple(_rows(v, n) for v in value)
+    return dataclasses.replace(value, **{f.name: _rows(getattr(value, f.name), n) for f in dataclasses.fields(value)})

@@ -1,0 +1,54 @@
+"""Guidance over text: several prompts and the null text, denoised side by side and combined.
+
+out = null + scale * sum_i w_i (prompt_i - null), with weights that sum to 1; a negative prompt takes the null's place.
+Scale 1 with one prompt is no guidance at all.  Source: classifier-free guidance, arXiv:2207.12598, eq. 6;
+composition of prompts, arXiv:2206.01714.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How strongly the words count.
+
+    Args:  scale: 1 is none.   prompts: extra (text, weight) beside the own text of weight 1.   negative: instead of null.
+    """
+
+    scale: float = 1.0
+    prompts: Sequence[tuple[str, float]] = ()
+    negative: str | None = None
+
+    @property
+    def copies(self) -> int:
+        """Network rows per sample: one when nothing is guided."""
+        return 1 if self.plain else 2 + len(self.prompts)
+
+    @property
+    def plain(self) -> bool:
+        return self.scale == 1.0 and not self.prompts
+
+    def texts(self, own: str | None) -> list[str | None]:
+        """The prompts of one sample in the order `combine` expects; None is the null text."""
+        return [own] if self.plain else [own, *(text for text, _ in self.prompts), self.negative]
+
+    def combine(self, out_SB: Tensor) -> Tensor:
+        """(B * copies, ...), each sample's copies one after the other -> (B, ...).
+
+        Raises:  ValueError if the weights of the prompts sum to 0.
+        """
+        if self.plain:
+            return out_SB
+        out = out_SB.unflatten(0, (-1, self.copies))
+        weights = torch.tensor([1.0, *(weight for _, weight in self.prompts)], device=out.device)
+        if float(weights.sum()) == 0:
+            raise ValueError(f"guidance: the prompts' weights {weights.tolist()} sum to 0")
+        weights = (weights / weights.sum()).reshape(1, -1, *([1] * (out.ndim - 2)))
+        prompts, base = out[:, :-1], out[:, -1]
+        return base + self.scale * ((weights * prompts).sum(1) - base)

@@ -1,0 +1,1 @@
+"""Tokens in, tokens out. The network knows no robot, no noise schedule and no encoder."""

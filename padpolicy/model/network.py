@@ -1,0 +1,201 @@
+"""The whole network: fields and noise times in, one prediction per noised field out. `forward` shows the plan.
+
+Fields carry the names of `padpolicy/batch.py`: `future.latent_<cam>`, `future.depth_<cam>`, `action`.
+Letters: B batch, C context tokens, N noised tokens, R modulation rows, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from padpolicy.model.dit import ContextCache, DiT, per_token
+from padpolicy.model.layers import ScalarEmbedding
+from padpolicy.model.masks import NOISED, mode_table, who_sees_whom
+from padpolicy.model.tokens import Tokens
+
+
+def group_of(field: str) -> str:
+    """The token group a noised field belongs to."""
+    if field == "action":
+        return "action"
+    return "future_rgb" if field.startswith("future.latent_") else "future_depth"
+
+
+def camera_of(field: str) -> str:
+    """`future.latent_front` -> `front`."""
+    return field.split("_", 1)[1]
+
+
+@dataclass
+class Observed:
+    """What the context is made of, ready for tokens. Absent contents are already zero; `has` says which those are."""
+
+    latents: dict[str, Tensor]  # camera -> (B, O, C, h, w)
+    pixels: dict[str, Tensor]  # camera -> (B, O, H, W, 3) in [-1, 1]; instead of latents when the eye is a stem
+    depth: dict[str, tuple[Tensor, Tensor]]  # camera -> standardised (B, O, S, S), valid (B, O, S, S)
+    proprio: Tensor | None  # (B, O, P) normalised
+    has: dict[str, Tensor]  # "rgb_<cam>", "depth_<cam>", "proprio", "text" -> (B,)
+    time_s: Tensor  # (B, O)
+    text_tokens: Tensor | None = None  # (B, L, W)
+    text_mask: Tensor | None = None  # (B, L)
+    text_pooled: Tensor | None = None  # (B, W')
+
+
+@dataclass
+class Context:
+    """The observation and the instruction, as every denoising step needs them."""
+
+    cache: ContextCache
+    pooled_B1D: Tensor  # what the sentence adds to every modulation; 0 where it goes in as tokens
+
+    def repeat(self, times: int) -> Context:
+        """Each row `times` times, one after the other."""
+        if times == 1:
+            return self
+        return Context(self.cache.repeat(times), self.pooled_B1D.repeat_interleave(times, 0))
+
+
+class Network(nn.Module):
+    """Args: tokens, trunk: the parts.   coupling: of `joint`, see masks.py.   text: "tokens", "pooled" or "both"."""
+
+    def __init__(self, tokens: Tokens, trunk: DiT, coupling: str, text: str):
+        super().__init__()
+        self.tokens, self.trunk, self.text = tokens, trunk, text
+        self.modes = mode_table(coupling)
+        self.tau = ScalarEmbedding(tokens.width, scale=1000.0)  # a DDPM step k of 1000 and tau = k / 1000 look alike
+        self.rows = nn.ParameterDict(  # per group: row 0 modulates clean tokens, row 1 noised ones
+            {group: nn.Parameter(0.02 * torch.randn(2, tokens.width)) for group in NOISED}
+        )
+        self.context_row = nn.Parameter(0.02 * torch.randn(tokens.width))
+        for layer in (self.tau.mlp[0], self.tau.mlp[2]):
+            nn.init.normal_(layer.weight, std=0.02)  # as DiT's time embedding
+
+    def forward(
+        self,
+        mode: str,
+        observed: Observed,
+        x: Mapping[str, Tensor],
+        tau: Mapping[str, Tensor],
+        time_s: Mapping[str, Tensor],
+        has: Mapping[str, Tensor] | None = None,
+        clean_BT: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """One training pass: the context, then one denoising step. See `context` and `denoise`."""
+        return self.denoise(mode, self.context(observed), x, tau, time_s, has, clean_BT)
+
+    def context(self, observed: Observed) -> Context:
+        """Encodes what is known. Nothing here depends on the noise, so it is done once per (observation, prompt)."""
+        make, has, when = self.tokens, observed.has, observed.time_s
+        parts: list[tuple[Tensor, Tensor | None]] = []
+        if self.text != "pooled":
+            parts.append(make.text(observed.text_tokens, observed.text_mask, has["text"]))
+        for camera, x in observed.latents.items():
+            parts.append((make.latents("obs_rgb", camera, x, when), has[f"rgb_{camera}"]))
+        for camera, x in observed.pixels.items():
+            parts.append((make.pixels(camera, x, when), has[f"rgb_{camera}"]))
+        for camera, (x, valid) in observed.depth.items():
+            parts.append((make.depth("obs_depth", camera, x, valid, when), has[f"depth_{camera}"]))
+        if observed.proprio is not None:
+            parts.append((make.proprio(observed.proprio, when), has["proprio"]))
+
+        x_BCD = torch.cat([tokens for tokens, _ in parts], 1)
+        mask_BC = torch.cat([_per_token(there, tokens) for tokens, there in parts], 1)
+        pooled = make.pooled(observed.text_pooled, has["text"])
+        if self.text == "tokens":
+            pooled = 0 * pooled
+        cache = self.trunk.context(x_BCD, F.silu(self.context_row + pooled), mask_BC)
+        return Context(cache, pooled)
+
+    def denoise(
+        self,
+        mode: str,
+        context: Context,
+        x: Mapping[str, Tensor],
+        tau: Mapping[str, Tensor],
+        time_s: Mapping[str, Tensor],
+        has: Mapping[str, Tensor] | None = None,
+        clean_BT: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Predicts, for each denoised field of the mode, what the objective trains (velocity or noise).
+
+        Args:  x: noised fields, and given ones clean.   tau: group -> (B,) noise time in [0, 1]; given groups are 0.
+               time_s: "future" -> (B, F), "action" -> (B, T), seconds from now.
+               has: field -> (B,) bool; None: everything in x is there.
+               clean_BT: action steps that are a known, clean prefix; None: there are none.
+        """
+        make, table = self.tokens, self.modes[mode]
+        fields = [f for group in NOISED if group in table.groups for f in x if group_of(f) == group]
+        tokens, rows, choice = [], [], []  # per field: tokens; modulation rows; which row each token takes
+        row_of: dict[tuple[str, bool], int] = {}
+        for field in fields:
+            group = group_of(field)
+            if field == "action":
+                tokens.append(make.action(x[field], time_s["action"]))
+            elif group == "future_rgb":
+                tokens.append(make.latents(group, camera_of(field), x[field], time_s["future"]))
+            else:
+                valid = torch.ones_like(x[field])  # what was invalid has been filled: see PadPolicy
+                tokens.append(make.depth(group, camera_of(field), x[field], valid, time_s["future"]))
+            given = group in table.given
+            for clean in (True, False) if field == "action" and clean_BT is not None and not given else (given,):
+                if (group, clean) not in row_of:
+                    row_of[group, clean] = len(rows)
+                    when = torch.zeros_like(tau[group]) if clean else tau[group]
+                    rows.append(self.tau(when)[:, None] + self.rows[group][0 if clean else 1] + context.pooled_B1D)
+        cond_BRD = F.silu(torch.cat(rows, 1))
+
+        select = None
+        if len(rows) > 1:
+            for field, x_BND in zip(fields, tokens, strict=True):
+                group, n = group_of(field), x_BND.shape[1]
+                if field == "action" and clean_BT is not None and group not in table.given:
+                    index = torch.where(clean_BT, row_of[group, True], row_of[group, False])
+                else:
+                    index = torch.full((1, n), row_of[group, group in table.given], device=x_BND.device)
+                choice.append(index.expand(len(x_BND), n) if clean_BT is not None else index)
+            select = F.one_hot(torch.cat(choice, 1), len(rows)).to(cond_BRD.dtype)
+
+        sizes: dict[str, int] = {}
+        for field, x_BND in zip(fields, tokens, strict=True):
+            sizes[group_of(field)] = sizes.get(group_of(field), 0) + x_BND.shape[1]
+        see = self._see(mode, context, sizes, fields, tokens, has)
+        y_BND = self.trunk.denoise(torch.cat(tokens, 1), cond_BRD, select, context.cache, see)
+
+        out, start = {}, 0
+        cond_BND = per_token(cond_BRD, select)
+        for field, x_BND in zip(fields, tokens, strict=True):
+            span = slice(start, start + x_BND.shape[1])
+            start = span.stop
+            if group_of(field) in table.denoised:
+                cond = cond_BND if cond_BND.shape[1] == 1 else cond_BND[:, span]
+                out[field] = make.read(group_of(field), y_BND[:, span], cond, x[field].shape)
+        return out
+
+    def _see(self, mode, context, sizes, fields, tokens, has) -> Tensor | None:
+        """Who sees whom, behind who is there at all: (B or 1, 1, N, C + N), or None when nothing is hidden."""
+        device, n = tokens[0].device, sum(sizes.values())
+        among = who_sees_whom(self.modes[mode], sizes, device)
+        context_mask = context.cache.mask
+        if among is None and has is None and context_mask is None:
+            return None
+        batch = len(tokens[0])
+        if among is None:
+            among = torch.ones(n, n, dtype=torch.bool, device=device)
+        see = among[None].expand(batch, n, n)
+        if has is not None:
+            there = torch.cat([_per_token(has[f], t) for f, t in zip(fields, tokens, strict=True)], 1)
+            # A token always sees itself: an absent one is read by nobody, but a row without keys would be NaN.
+            see = see & (there[:, None] | torch.eye(n, dtype=torch.bool, device=device))
+        if context_mask is None:
+            context_mask = torch.ones(batch, context.cache.keys[0].shape[2], dtype=torch.bool, device=device)
+        return torch.cat([context_mask[:, None].expand(batch, n, -1), see], 2)[:, None]
+
+
+def _per_token(there: Tensor, tokens_BND: Tensor) -> Tensor:
+    """(B,) or (B, N) bool -> (B, N)."""
+    return there if there.ndim == 2 else there[:, None].expand(-1, tokens_BND.shape[1])

@@ -1,0 +1,170 @@
+"""A policy on disk: `model.safetensors` (the network), `policy.json` (settings, statistics, names of the encoders).
+
+Nothing is pickled. A folder appears whole or not at all: it is written beside its place and renamed into it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from padpolicy.config import DiffusionConfig, EncodersConfig, ModelConfig
+from padpolicy.data.normalizer import Normalizer
+from padpolicy.encoders.depth import DepthScale
+from padpolicy.encoders.image import ImageEncoder
+from padpolicy.encoders.text import TextEncoder
+from padpolicy.policy import PadPolicy, PolicyConfig, PolicySpec
+from padpolicy.shipped import shipped
+
+FORMAT = 1
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used: says which file, what is wrong with it and what to do."""
+
+
+def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
+    """Calls `fill(temporary folder)`, syncs what it wrote and renames the folder to `path`, replacing an older one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        fill(temporary)
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                with open(file, "rb") as handle:
+                    os.fsync(handle.fileno())
+        temporary.chmod(0o755)
+        if path.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+            os.rename(path, old / path.name)
+            os.rename(temporary, path)
+            shutil.rmtree(old)
+        else:
+            os.rename(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def save_policy(policy: PadPolicy, path: str | Path, weights: dict[str, torch.Tensor] | None = None, **options) -> None:
+    """Writes a policy folder, atomically.
+
+    Args:  weights: instead of the policy's own, for example their moving average.
+           dtype: of floating-point weights on disk; None keeps theirs.
+           bundle: copy the frozen encoders into the folder, so that it needs nothing else.
+    """
+    write_folder(Path(path), lambda folder: fill_policy(policy, folder, weights, **options))
+
+
+def fill_policy(
+    policy: PadPolicy,
+    folder: Path,
+    weights: dict[str, torch.Tensor] | None = None,
+    dtype: torch.dtype | None = None,
+    bundle: bool = False,
+) -> None:
+    """Writes a policy's files into an existing folder; `save_policy` makes that atomic."""
+    weights = policy.state_dict() if weights is None else weights
+    if dtype is not None:
+        weights = {name: w.to(dtype) if w.is_floating_point() else w for name, w in weights.items()}
+    save_file({name: w.detach().cpu().contiguous() for name, w in weights.items()}, folder / "model.safetensors")
+    text = {"format": FORMAT, **policy.to_json(), "bundle": bundle}
+    (folder / "policy.json").write_text(json.dumps(text, indent=1))
+    if bundle:
+        policy.image_encoder.save(folder / "image_encoder")
+        policy.text_encoder.save(folder / "text_encoder")
+
+
+def find_policy(name: str | Path) -> Path:
+    """The policy folder behind a name: a shipped policy, a policy or checkpoint folder, or a run (its newest one).
+
+    Raises:  CheckpointError listing what was looked for.
+    """
+    path = Path(name)
+    if not path.exists() and len(path.parts) == 1:
+        try:
+            return shipped(f"data/weights/{name}")
+        except FileNotFoundError:
+            pass
+    for candidate in (path, path / "policy"):
+        if (candidate / "policy.json").is_file():
+            return candidate
+    steps = sorted((path / "checkpoints").glob("step_*/policy/policy.json"))
+    if steps:
+        return steps[-1].parent
+    raise CheckpointError(
+        f"no policy at {str(name)!r}: expected a folder with policy.json and model.safetensors, a training run with "
+        "checkpoints/step_*, or the name of a shipped policy (tabletop)."
+    )
+
+
+def load_policy(name: str | Path, device: str | torch.device = "cpu") -> PadPolicy:
+    """Reads a policy, its encoders included, ready to act (evaluation mode).
+
+    Raises:  CheckpointError if a file is missing, damaged, of another format, or if an encoder is not the one that the
+             policy was trained with.
+    """
+    folder = find_policy(name)
+    try:
+        text = json.loads((folder / "policy.json").read_text())
+        weights = load_file(folder / "model.safetensors")
+    except (json.JSONDecodeError, SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{folder} is damaged or cut short ({error}). Copy it again, or take an earlier checkpoint."
+        ) from None
+    if text.get("format") != FORMAT:
+        raise CheckpointError(f"{folder}/policy.json has format {text.get('format')!r}, this version reads {FORMAT}.")
+    config = PolicyConfig(
+        spec=PolicySpec(**text["config"]["spec"]),
+        model=ModelConfig(**text["config"]["model"]),
+        diffusion=DiffusionConfig(**text["config"]["diffusion"]),
+        encoders=EncodersConfig(**text["config"]["encoders"]),
+    )
+    names = config.encoders
+    image_name, text_name = (
+        (str(folder / "image_encoder"), str(folder / "text_encoder"))
+        if text.get("bundle")
+        else (names.image, names.text)
+    )
+    image_encoder = ImageEncoder.load(image_name, device)
+    text_encoder = TextEncoder.load(f"local-dir:{text_name}" if text.get("bundle") else text_name, device)
+    for kind, encoder in (("image", image_encoder), ("text", text_encoder)):
+        if encoder.fingerprint != text["fingerprints"][kind]:
+            raise CheckpointError(
+                f"{folder} was trained with the {kind} encoder {text['fingerprints'][kind]}, but "
+                f"{getattr(names, kind)!r} is {encoder.fingerprint} now. Give it the encoder it knows, or train again."
+            )
+    policy = PadPolicy(
+        config,
+        Normalizer.from_json(text["normalizer"]),
+        DepthScale.from_json(text["depth"]),
+        image_encoder,
+        text_encoder,
+    )
+    load_weights(policy, {k: w.float() if w.is_floating_point() else w for k, w in weights.items()}, folder)
+    return policy.to(device).eval()
+
+
+def load_weights(policy: PadPolicy, weights: dict[str, torch.Tensor], where: Path) -> None:
+    """Fills the network.
+
+    Raises:  CheckpointError naming the tensors that are missing, unknown or of another shape.
+    """
+    own = policy.state_dict()
+    wrong = [f"{k} is missing" for k in own if k not in weights] + [f"{k} is unknown" for k in weights if k not in own]
+    wrong += [
+        f"{k} has shape {tuple(weights[k].shape)}, expected {tuple(own[k].shape)}"
+        for k in own
+        if k in weights and weights[k].shape != own[k].shape
+    ]
+    if wrong:
+        more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
+        raise CheckpointError(f"{where} does not fit this network: {'; '.join(wrong[:3])}{more}.")
+    policy.load_state_dict(weights)

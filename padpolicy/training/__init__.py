@@ -1,0 +1,1 @@
+"""Training: one visible loop. Sees policies through their interface only."""

@@ -1,0 +1,75 @@
+"""Data parallel training over processes that `torchrun` started; one process needs none of it.
+
+Gradients are summed over processes in one flat tensor: the loss is already divided by the global count of valid
+samples, so two processes compute what one would at the same global batch. Parameters that a process did not use count as zero.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class World:
+    """Which of how many processes this is."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+    def sum(self, numbers: dict[str, float], device: torch.device) -> dict[str, float]:
+        """The sum of each number over all processes."""
+        if self.size == 1:
+            return numbers
+        values = torch.tensor(list(numbers.values()), dtype=torch.float64, device=device)
+        dist.all_reduce(values)
+        return dict(zip(numbers, values.tolist(), strict=True))
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        if self.size == 1:
+            return
+        parameters = [p for p in parameters if p.requires_grad]
+        flat = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in parameters])
+        dist.all_reduce(flat)
+        for parameter, gradient in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+            parameter.grad = gradient.view_as(parameter)
+
+    def share(self, tensors: Iterable[Tensor]) -> None:
+        """Gives every process rank 0's values."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
+
+
+@contextmanager
+def world(device: str) -> Iterator[World]:
+    """The process group around a run. Ends with a barrier: a bare destroy aborts while a peer is still talking."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield World()
+        return
+    here = World(int(os.environ["RANK"]), size, int(os.environ.get("LOCAL_RANK", "0")))
+    cuda = device.startswith("cuda")
+    if cuda:
+        torch.cuda.set_device(here.local_rank)
+    dist.init_process_group("nccl" if cuda else "gloo")
+    try:
+        yield here
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,208 @@
+"""The training loop: next batch, loss, backward, clip, step, average, and now and then log, validate, imagine, save.
+
+Running the same command again resumes: every random draw is a function of (seed, step, sample index), so a run that was
+killed and resumed ends with the weights of one that was not, bit for bit.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from padpolicy import config
+from padpolicy.batch import Batch
+from padpolicy.config import TrainConfig
+from padpolicy.data.dataset import BatchStream, loader
+from padpolicy.policy import PadPolicy
+from padpolicy.training import checkpoint
+from padpolicy.training.build import build_policy, open_data
+from padpolicy.training.distributed import World, world
+from padpolicy.training.ema import EMA, averaged
+from padpolicy.training.log import Log
+
+Progress = Callable[[int, dict[str, float]], None]
+
+
+def train(cfg: TrainConfig, progress: Progress = lambda step, numbers: None) -> Path:
+    """Trains until cfg.training.steps (or max_seconds), resuming if cfg.out has checkpoints. Returns the run directory.
+
+    Args:  progress: called after every step with the numbers of the last log line.
+    Raises:  ConfigError, StoreError, CheckpointError: what was expected, what came and what to do.
+    """
+    device = pick_device(cfg.training.device)
+    if cfg.training.threads:
+        torch.set_num_threads(cfg.training.threads)
+    out = Path(cfg.out)
+    with world(device) as here:
+        torch.manual_seed(cfg.seed)  # the initial weights; nothing else draws from the global generator
+        data = open_data(cfg, device, here)
+        policy = build_policy(cfg, data, device)
+        here.share(policy.state_dict().values())
+        optimizer = make_optimizer(policy, cfg)
+        ema = EMA(policy, cfg.training.ema) if cfg.training.ema > 0 else None
+        start = checkpoint.resume(out, policy, optimizer, ema)
+        if here.leads:
+            out.mkdir(parents=True, exist_ok=True)
+            (out / "config.json").write_text(json.dumps(config.to_dict(cfg), indent=1))
+        with Log(out, start) if here.leads else nullcontext() as log:
+            run(cfg, policy, optimizer, ema, data, start, here, log, progress)
+        del policy, optimizer, ema  # before the process group goes
+    return out
+
+
+def run(
+    cfg: TrainConfig,
+    policy: PadPolicy,
+    optimizer: torch.optim.AdamW,
+    ema: EMA | None,
+    data: Any,
+    start: int,
+    here: World,
+    log: Log | None,
+    progress: Progress,
+) -> None:
+    """The loop itself, from optimiser step `start` on."""
+    training, device = cfg.training, policy.device
+    parameters = [p for p in policy.parameters() if p.requires_grad]
+    batches = micro_batches(data.train, cfg, start, here)
+    began, seen, saved = time.monotonic(), 0, -1
+    numbers: dict[str, float] = {}
+    policy.train()
+    for step in range(start, training.steps):
+        parts = next(batches)
+        if step == start and log:
+            log.text("first batch", parts[0].describe())
+        rate = learning_rate(cfg, step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.zero_grad(set_to_none=True)
+        terms = backward(policy, parts, training.precision, here)
+        here.sum_gradients(parameters)
+        norm = nn.utils.clip_grad_norm_(parameters, training.clip_norm, foreach=True)
+        if not math.isfinite(float(norm)):
+            raise FloatingPointError(
+                f"step {step}: the gradient is {float(norm)}, losses {terms}. The last checkpoint is sound; "
+                "run `padpolicy validate` on the data, or lower training.lr."
+            )
+        optimizer.step()
+        done = step + 1
+        if ema:
+            ema.update(policy, done)
+        seen += training.batch_size
+
+        ended = done == training.steps or bool(training.max_seconds and time.monotonic() - began > training.max_seconds)
+        if log and (done % training.log_every == 0 or ended):
+            speed = seen / (time.monotonic() - began)
+            numbers = {**terms, "grad_norm": float(norm), "lr": rate, "samples_per_s": speed}
+            log.numbers("train", done, numbers)
+        progress(done, numbers or terms)
+        if here.leads and (ended or (training.checkpoint_every and done % training.checkpoint_every == 0)):
+            checkpoint.save(Path(cfg.out), done, policy, optimizer, ema, training.keep_checkpoints)
+            saved = done
+        if log and data.validation and training.validate_every and (done % training.validate_every == 0 or ended):
+            log.numbers("validation", done, validate(policy, ema, data.validation, cfg, device))
+        if log and data.validation and training.imagine_every and done % training.imagine_every == 0:
+            log.imagined(done, policy, ema, data.validation[0])
+        if here.leads and training.evaluate_every and done % training.evaluate_every == 0 and saved == done:
+            log.numbers("evaluation", done, _evaluate(cfg, done))
+        if ended:
+            break
+
+
+def backward(policy: PadPolicy, parts: list[Batch], precision: str, here: World) -> dict[str, float]:
+    """Gradients of the global batch's loss, from this process' parts of it. Returns the losses of the global batch.
+
+    Each modality's sum is divided by its count of valid samples over all parts and processes, which is known before any
+    network runs; so neither accumulation nor the number of processes changes the result.
+    """
+    counts: dict[str, float] = {}
+    for part in parts:
+        for name, count in policy.valid_counts(part).items():
+            counts[name] = counts.get(name, 0.0) + float(count)
+    counts = here.sum(counts, policy.device)
+    sums = {name: 0.0 for name in counts}
+    for part in parts:
+        with autocast(policy.device, precision):
+            terms = policy.loss(part)
+            loss = terms.total(counts)
+        if loss.requires_grad:
+            loss.backward()
+        for name, value in terms.value.items():
+            sums[name] += float(value.detach().sum())
+    sums = here.sum(sums, policy.device)
+    losses = {f"loss_{name}": sums[name] / max(counts[name], 1.0) for name in sums}
+    losses["loss"] = sum(terms.weight[name] * losses[f"loss_{name}"] for name in sums)
+    return losses
+
+
+@torch.no_grad()
+def validate(
+    policy: PadPolicy, ema: EMA | None, batches: list[Batch], cfg: TrainConfig, device: torch.device
+) -> dict[str, float]:
+    """The averaged weights' loss on held-out episodes, under the same draws every time, so that curves compare."""
+    sums: dict[str, float] = {}
+    counts: dict[str, float] = {}
+    with averaged(policy, ema), autocast(device, cfg.training.precision):
+        for batch in batches:
+            terms = policy.loss(batch)
+            for name, value in terms.value.items():
+                sums[name] = sums.get(name, 0.0) + float(value.sum())
+                counts[name] = counts.get(name, 0.0) + float(terms.valid[name].sum())
+    return {f"loss_{name}": sums[name] / counts[name] for name in sums if counts[name]}
+
+
+def micro_batches(stream: BatchStream, cfg: TrainConfig, start: int, here: World):
+    """This process' parts of every global batch from step `start` on, one list per step."""
+    accumulate = cfg.training.accumulate
+    for batch in loader(stream, start, cfg.training.steps, cfg.data.workers):
+        rows = torch.arange(len(batch))
+        yield [batch] if accumulate == 1 else [batch.select(part) for part in rows.chunk(accumulate)]
+
+
+def make_optimizer(policy: nn.Module, cfg: TrainConfig) -> torch.optim.AdamW:
+    """AdamW; weight decay acts on matrices only (biases, embeddings of single vectors and rows go free)."""
+    matrices = [p for p in policy.parameters() if p.requires_grad and p.ndim >= 2]
+    vectors = [p for p in policy.parameters() if p.requires_grad and p.ndim < 2]
+    groups = [
+        {"params": matrices, "weight_decay": cfg.training.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    betas = (cfg.training.betas[0], cfg.training.betas[1])
+    return torch.optim.AdamW(groups, lr=cfg.training.lr, betas=betas, foreach=True)
+
+
+def learning_rate(cfg: TrainConfig, step: int) -> float:
+    """Linear warm-up, then a cosine down to final_lr_fraction of the peak at the last step."""
+    training = cfg.training
+    if step < training.warmup_steps:
+        return training.lr * (step + 1) / training.warmup_steps
+    progress = (step - training.warmup_steps) / max(1, training.steps - training.warmup_steps)
+    low = training.final_lr_fraction
+    return training.lr * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def autocast(device: torch.device, precision: str):
+    """bf16 matrix products with float32 weights and sums, or plain float32."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+def pick_device(name: str) -> str:
+    """The GPU, if there is one, for "auto"."""
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
+def _evaluate(cfg: TrainConfig, step: int) -> dict[str, float]:
+    """Closed-loop success of the newest checkpoint."""
+    from padpolicy.evaluation import evaluate
+
+    settings = config.evaluation_of(cfg, f"{cfg.out}/evaluation/step_{step:08d}")
+    results = evaluate(settings)
+    return {"success_rate": results["success_rate"]}

@@ -1,0 +1,260 @@
+"""The laws of the policy, exact where the issue of equality is exact."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from small import ACTION, CHUNK, batch_of, robot_sample, small_policy, video_sample
+
+from padpolicy.diffusion.guidance import Guidance
+from padpolicy.diffusion.sampler import euler
+
+ALL_MODES = {"policy": 1.0, "joint": 1.0, "forward": 1.0, "inverse": 1.0}
+
+
+def mixed(step: int = 3):
+    return batch_of(
+        robot_sample(0),
+        robot_sample(1, None),
+        video_sample(2),
+        video_sample(3, "a kitchen"),
+        robot_sample(4),
+        step=step,
+    )
+
+
+def gradients(policy, batch):
+    policy.zero_grad()
+    terms = policy.loss(batch)
+    terms.total().backward()
+    return terms, {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("coupling", ["blind", "pad", "full"])
+def test_nan_in_an_absent_field_changes_no_loss_and_no_gradient(coupling):
+    policy = small_policy(coupling=coupling, modes=ALL_MODES)
+    clean = mixed()
+    poisoned = mixed()
+    for name, there in poisoned.has.items():
+        if name != "text" and poisoned.fields[name].is_floating_point():
+            poisoned.fields[name][~there] = float("nan")
+    assert any(torch.isnan(x.float()).any() for x in poisoned.fields.values())
+    one, grad_one = gradients(policy, clean)
+    two, grad_two = gradients(policy, poisoned)
+    for name in one.value:
+        assert torch.equal(one.value[name], two.value[name])
+    assert grad_one.keys() == grad_two.keys()
+    for name in grad_one:
+        assert torch.equal(grad_one[name], grad_two[name]), name
+
+
+@pytest.mark.parametrize("step", range(6))
+def test_a_samples_loss_in_a_mixed_batch_is_its_loss_alone(step):
+    policy = small_policy(modes=ALL_MODES, prefix_share=0.5, prefix_max_steps=3, obs_dropout=0.3)
+    batch = mixed(step)
+    together = policy.loss(batch)
+    for row in range(len(batch)):
+        alone = policy.loss(batch.select(torch.tensor([row])))
+        for name in together.value:
+            assert alone.valid[name][0] == together.valid[name][row]
+            assert torch.allclose(alone.value[name][0], together.value[name][row], atol=1e-5), (row, name)
+
+
+def test_counts_are_known_before_the_network_runs():
+    policy = small_policy(modes=ALL_MODES, prefix_share=0.5)
+    for step in range(5):
+        batch = mixed(step)
+        counts = policy.valid_counts(batch)
+        assert counts == {name: int(valid.sum()) for name, valid in policy.loss(batch).valid.items()}
+
+
+def test_a_modality_without_a_valid_sample_costs_exactly_nothing():
+    policy = small_policy(modes={"policy": 1.0})
+    terms = policy.loss(batch_of(robot_sample(0), robot_sample(1)))
+    assert terms.value["rgb"].sum() == 0 and not terms.valid["rgb"].any()
+    assert terms.total() == terms.value["action"].mean()
+
+
+def test_padded_steps_have_no_loss():
+    policy = small_policy(modes={"policy": 1.0})
+    one, two = robot_sample(2), robot_sample(2)
+    pad = two.is_pad["action"]
+    assert pad.any()
+    one.is_pad["future"][:] = two.is_pad["future"][:] = True  # policy mode only
+    out = policy.loss(batch_of(two)).value["action"]
+    network = policy.network.denoise
+
+    def shifted(*args):  # the network's answer on padded steps is made absurd
+        answer = network(*args)
+        answer["action"] = torch.where(torch.from_numpy(pad)[None, :, None], 1e6, answer["action"])
+        return answer
+
+    policy.network.denoise = shifted
+    assert torch.equal(policy.loss(batch_of(two)).value["action"], out)
+
+
+@pytest.mark.parametrize("kind", ["flow", "ddpm"])
+def test_under_blind_the_actions_of_policy_are_those_of_joint(kind):
+    policy = small_policy(coupling="blind", objective=kind)
+    obs = batch_of(robot_sample(0), robot_sample(1, None), robot_sample(3, "push"))
+    noise = joint_noise(3)
+    alone = policy.predict(obs, mode="policy", noise=noise, steps=3)
+    joint = policy.predict(obs, mode="joint", noise=noise, steps=3)
+    assert torch.allclose(alone.action, joint.action, atol=1e-5)
+    for coupling in ("pad", "full"):  # and where the action sees the future, they differ
+        other = small_policy(coupling=coupling, objective=kind)
+        alone, joint = (other.predict(obs, mode=mode, noise=noise, steps=3).action for mode in ("policy", "joint"))
+        assert not torch.allclose(alone, joint, atol=1e-3)
+
+
+def joint_noise(batch: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    shapes = {"future.latent_front": (2, 4, 4, 4), "future.depth_front": (2, 8, 8), "action": (CHUNK, ACTION)}
+    return {name: torch.randn(batch, *shape, generator=generator) for name, shape in shapes.items()}
+
+
+def test_predict_is_stateless_and_a_batch_is_its_rows():
+    policy = small_policy()
+    samples = [robot_sample(0), robot_sample(1, None), video_sample(2, "look")]
+    noise = joint_noise(3)
+    together = policy.predict(batch_of(*samples), mode="joint", noise=noise)
+    again = policy.predict(batch_of(*samples), mode="joint", noise=noise)
+    assert torch.equal(together.action, again.action)
+    for row, sample in enumerate(samples):
+        alone = policy.predict(batch_of(sample), mode="joint", noise={n: x[row : row + 1] for n, x in noise.items()})
+        assert torch.allclose(alone.action[0], together.action[row], atol=1e-5)
+        assert torch.allclose(alone.future_latent["front"][0], together.future_latent["front"][row], atol=1e-5)
+
+
+def test_the_words_and_the_pictures_matter():
+    policy, noise = small_policy(), joint_noise(1)
+    actions = [
+        policy.predict(batch_of(sample), noise=noise).action
+        for sample in (robot_sample(0), robot_sample(0, "push it"), robot_sample(0, None), robot_sample(0, seed=1))
+    ]
+    for i in range(4):
+        for j in range(i):
+            assert not torch.allclose(actions[i], actions[j], atol=1e-3)
+
+
+def test_guidance_of_scale_one_is_no_guidance():
+    policy, noise = small_policy(), joint_noise(2)
+    obs = batch_of(robot_sample(0), robot_sample(1, None))
+    plain = policy.predict(obs, noise=noise).action
+    assert torch.equal(policy.predict(obs, noise=noise, guidance=1.0).action, plain)
+    weighted = policy.predict(obs, noise=noise, guidance=Guidance(1.0, prompts=[("push", 0.0)])).action
+    assert torch.allclose(weighted, plain, atol=1e-5)
+    stronger = policy.predict(obs, noise=noise, guidance=3.0).action
+    assert not torch.allclose(stronger[0], plain[0], atol=1e-3)
+    assert torch.allclose(stronger[1], plain[1], atol=1e-5)  # no words, nothing to guide by
+
+
+def test_a_prefix_is_kept_to_the_last_bit_and_answered_to():
+    policy, noise = small_policy(), joint_noise(2)
+    obs = batch_of(robot_sample(0), robot_sample(1))
+    prefix = torch.randn(2, CHUNK, ACTION, generator=torch.Generator().manual_seed(5))
+    length = torch.tensor([0, 3])
+    free = policy.predict(obs, noise=noise).action
+    held = policy.predict(obs, noise=noise, prefix=prefix, prefix_len=length).action
+    assert torch.equal(held[1, :3], prefix[1, :3])
+    assert torch.allclose(held[0], free[0], atol=1e-5)
+    assert not torch.allclose(held[1, 3:], free[1, 3:], atol=1e-3)
+    prefix[:, 3:] = float("nan")  # what lies behind the prefix is never read
+    assert torch.equal(policy.predict(obs, noise=noise, prefix=prefix, prefix_len=length).action, held)
+
+
+def test_draws_depend_on_the_sample_and_not_on_its_place():
+    policy = small_policy(modes=ALL_MODES)
+    batch = mixed()
+    rows = torch.tensor([3, 0, 4, 1, 2])
+    one, two = policy.loss(batch), policy.loss(batch.select(rows))
+    for name in one.value:
+        assert torch.allclose(one.value[name][rows], two.value[name], atol=1e-5)
+
+
+def test_modes_are_drawn_in_their_shares_and_only_where_possible():
+    policy = small_policy(modes={"policy": 0.5, "joint": 0.25, "forward": 0.25}, video_modes={"video": 1.0})
+    seen = []
+    for step in range(200):
+        modes = policy.draw_modes(batch_of(*(robot_sample(i) for i in range(4)), video_sample(4), step=step))
+        assert modes[4] == "video"
+        seen += modes[:4]
+    assert np.isclose(seen.count("policy") / len(seen), 0.5, atol=0.06)
+    assert np.isclose(seen.count("joint") / len(seen), 0.25, atol=0.06)
+    blind = robot_sample(0)
+    blind.is_pad["future"][:] = True
+    assert policy.draw_modes(batch_of(blind)) == ["policy"]
+
+
+def test_a_sampling_step_is_one_graph():
+    policy = small_policy()
+    obs = batch_of(robot_sample(0))
+    with torch.no_grad():
+        context = policy.network.context(policy._observed(obs))
+    x, times = joint_noise(1), policy._times(1)
+
+    def step(x: dict[str, torch.Tensor], tau: torch.Tensor, after: torch.Tensor) -> dict[str, torch.Tensor]:
+        taus = {group: tau for group in ("future_rgb", "future_depth", "action")}
+        out = policy.network.denoise("joint", context, x, taus, times)
+        return {name: euler(x[name], out[name], tau, after) for name in x}
+
+    with torch.no_grad():
+        tau = [torch.tensor([1.0]), torch.tensor([0.5])]
+        compiled = torch.compile(step, fullgraph=True, backend="aot_eager")(x, *tau)
+        for name, value in step(x, *tau).items():
+            assert torch.allclose(compiled[name], value, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (dict(mode="dream"), "mode='dream': expected one of policy, joint, video, forward, inverse"),
+        (dict(mode="forward"), "mode='forward' needs actions"),
+        (dict(mode="forward", actions=torch.zeros(1, 2, 9)), r"shape \(1, 2, 9\), expected \(1, 6, 3\)"),
+        (dict(mode="inverse"), "mode='inverse' needs future=.*missing: \\['front'\\]"),
+        (
+            dict(noise={"action": torch.zeros(1, 2, 3)}),
+            r"noise\['action'\] has shape \(1, 2, 3\), expected \(1, 6, 3\)",
+        ),
+        (dict(steps=0), "steps=0"),
+    ],
+)
+def test_bad_calls_say_what_was_expected(call, message):
+    with pytest.raises(ValueError, match=message):
+        small_policy().predict(batch_of(robot_sample(0)), **call)
+
+
+def test_an_unknown_robot_is_an_error_and_not_a_guess():
+    sample = robot_sample(0)
+    sample.robot = "another arm"
+    with pytest.raises(KeyError, match="another arm"):
+        small_policy().predict(batch_of(sample))
+
+
+@pytest.mark.parametrize("eyes", ["latents", "stem"])
+@pytest.mark.parametrize("text", ["tokens", "pooled", "both"])
+def test_eyes_and_ears(eyes, text):
+    policy = small_policy(model={"eyes": eyes, "text": text}, modes=ALL_MODES)
+    terms, grads = gradients(policy, mixed())
+    assert torch.isfinite(terms.total())
+    assert ("network.tokens.stem.net.0.weight" in grads) == (eyes == "stem")
+    policy.predict(mixed(), mode="joint", noise=joint_noise(5))
+
+
+@pytest.mark.parametrize("learn_variance", [False, True])
+def test_ddpm_trains_and_samples(learn_variance):
+    policy = small_policy(objective="ddpm", learn_variance=learn_variance, modes=ALL_MODES)
+    terms, _ = gradients(policy, mixed())
+    assert torch.isfinite(terms.total())
+    prediction = policy.predict(mixed(), mode="joint", noise=joint_noise(5), steps=5)
+    assert torch.isfinite(prediction.action).all()
+    assert prediction.future_depth["front"].shape == (5, 2, 8, 8)
+
+
+def test_recomputed_activations_change_nothing():
+    one, two = small_policy(modes=ALL_MODES), small_policy(model={"recompute": True}, modes=ALL_MODES)
+    _, grads_one = gradients(one, mixed())
+    _, grads_two = gradients(two, mixed())
+    for name in grads_one:
+        assert torch.allclose(grads_one[name], grads_two[name], atol=1e-6), name
