@@ -28,16 +28,15 @@ GRASP_Z = 0.014  # height of the fingertips while grasping
 OPEN, CLOSED = 1.0, 0.0
 
 
-def expert_action(env: Tabletop) -> NDArray[np.float32]:
+def expert_action(env: gymnasium.Env) -> NDArray[np.float32]:
     """The expert's action float32 [5] for the environment's present state and task; callable at any time."""
-    env = env.unwrapped
-    assert env.task is not None
-    state, command = env.state(), env.commanded_pose
-    goal, yaw, gripper = _EXPERTS[env.task.family](env.task, state, command)
+    tabletop = cast("Tabletop", env.unwrapped)
+    assert tabletop.task is not None, "call reset() first"
+    task, state, command = tabletop.task, tabletop.state(), tabletop.commanded_pose
+    goal, yaw, gripper = _EXPERTS[task.family](task, state, command)
     # Deltas are taken from the command, which the arm follows within millimetres: no feedback loop, no ringing.
     move = goal - command[:3]
-    length = np.linalg.norm(move)
-    move *= min(1.0, SPEED / max(length, 1e-9))
+    move *= min(1.0, SPEED / max(float(np.linalg.norm(move)), 1e-9))
     turn = np.clip(yaw - command[3], -TURN, TURN)
     return np.array([*move, turn, gripper], np.float32)
 
@@ -60,7 +59,7 @@ def rollout_expert(
             left, disturbed = int(rng.integers(2, 6)), rng.random() < 0.5
             push = disturbed * noise * space.high * np.append(rng.uniform(-1, 1, 4), 0)
         left -= 1
-        label = expert_action(env.unwrapped)
+        label = expert_action(env)
         executed = np.clip(label + push, space.low, space.high).astype(np.float32)
         following, _, terminated, truncated, info = env.step(executed)
         yield observation, label, executed, info
@@ -145,6 +144,7 @@ def _place(task: Task, state: State, command: NDArray) -> tuple[NDArray, float, 
         return _retreat(state, command)
     if not _holding(state, task.object):
         return _grasp(task, state, command)
+    assert state.scene.tray is not None
     goal = np.array([*state.scene.tray.xy, GRASP_Z + 0.012])
     return _carry(task, state, command, goal, cruise=0.080)
 
@@ -164,6 +164,7 @@ def _stack(task: Task, state: State, command: NDArray) -> tuple[NDArray, float, 
 
 def _drawer(task: Task, state: State, command: NDArray) -> tuple[NDArray, float, float]:
     drawer = state.scene.drawer
+    assert drawer is not None
     handle = np.array([drawer.x, drawer.y + state.drawer_opening + geometry.HANDLE_OFFSET + 0.01])
     sign = 1.0 if task.verb == "open" else -1.0
     # Opening hooks the closed fingers behind the bar, closing pushes the bar from the outside.

@@ -59,20 +59,20 @@ class RayRenderer:
             self._cameras[camera] = rays / np.linalg.norm(rays, axis=0)
         return self._cameras[camera]
 
-    def _cast(self, origin: NDArray, rays: NDArray, normals: bool) -> tuple[NDArray[np.int32], NDArray, NDArray | None]:
-        """What rays [3, N] from one point hit: geom [N] (-1 = nothing), distance [N], normal [3, N] if asked for."""
+    def _cast(self, origin: NDArray, rays: NDArray, normals: bool) -> tuple[NDArray[np.int32], NDArray, NDArray]:
+        """What rays [3, N] from one point hit: geom [N] (-1 = nothing), distance [N], normal [3, N] (zero if unasked)."""
         rays = np.ascontiguousarray(rays.T)
         n = len(rays)
         hit, dist = np.empty(n, np.int32), np.empty(n)
-        normal = np.empty((n, 3)) if normals and _HAS_NORMALS else None
+        normal = np.zeros((n, 3))
         args = [self._cast_model, self._cast_data, origin, rays.reshape(-1), self._groups, True, -1, hit, dist]
         if _HAS_NORMALS:
-            args.append(None if normal is None else normal.reshape(-1))
+            args.append(normal.reshape(-1) if normals else None)
         mujoco.mj_multiRay(*args, n, FAR)
-        if normals and normal is None:
+        if normals and not _HAS_NORMALS:
             points = origin + rays * dist[:, None]
             normal = surface_normals(self._cast_model, self._cast_data, np.maximum(hit, 0), points)
-        return hit, dist, None if normal is None else normal.T
+        return hit, dist, normal.T
 
     def __call__(self, data: mujoco.MjData, camera: str, light: Light) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
         """Draw one camera: rgb uint8 [H, W, 3] and depth uint16 [H, W] in millimetres."""

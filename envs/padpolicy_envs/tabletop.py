@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from . import scene as geometry
 from . import tasks as language
 from .render import RENDERERS, Light, RayRenderer
+from .text_space import Instruction
 
 CAMERAS = ("front", "wrist")
 CONTROL_DT = 0.1  # seconds per environment step
@@ -22,6 +23,8 @@ HOLD_STEPS = 2  # consecutive steps a success test must hold
 
 ACTION_HIGH = np.array([0.04, 0.04, 0.04, 0.30, 1.0], np.float32)
 ACTION_LOW = np.array([-0.04, -0.04, -0.04, -0.30, 0.0], np.float32)
+PROPRIO_LOW = np.array([-1, -1, -1, -1, -1, -0.1], np.float32)
+PROPRIO_HIGH = np.array([1, 1, 1, 1, 1, 1.1], np.float32)
 WORKSPACE_LOW = np.array([0.29, -0.28, 0.008, -1.7])
 WORKSPACE_HIGH = np.array([0.67, 0.28, 0.26, 1.7])
 LEASH = 0.03  # metres the commanded pose may run ahead of the measured one
@@ -110,10 +113,8 @@ class Tabletop(gymnasium.Env):
             entries[f"rgb_{camera}"] = spaces.Box(0, 255, (*size, 3), np.uint8)
             if self.depth:
                 entries[f"depth_{camera}"] = spaces.Box(0, 65535, size, np.uint16)
-        entries["proprio"] = spaces.Box(
-            np.array([-1, -1, -1, -1, -1, -0.1], np.float32), np.array([1, 1, 1, 1, 1, 1.1], np.float32)
-        )
-        entries["instruction"] = spaces.Text(MAX_TEXT, charset=string.ascii_lowercase + " ")
+        entries["proprio"] = spaces.Box(PROPRIO_LOW, PROPRIO_HIGH, dtype=np.float32)
+        entries["instruction"] = Instruction(MAX_TEXT, charset=string.ascii_lowercase + " ")
         self.observation_space = spaces.Dict(entries)
 
         self.task: language.Task | None = None
@@ -363,8 +364,7 @@ class Tabletop(gymnasium.Env):
                 observation[f"depth_{camera}"] = depth
         yaw = self.yaw
         proprio = [*self.tip, np.sin(yaw), np.cos(yaw), self.opening / geometry.GRIPPER_WIDTH]
-        low, high = self.observation_space["proprio"].low, self.observation_space["proprio"].high
-        observation["proprio"] = np.clip(np.array(proprio, np.float32), low, high)
+        observation["proprio"] = np.clip(np.array(proprio, np.float32), PROPRIO_LOW, PROPRIO_HIGH)
         observation["instruction"] = self.instruction
         return observation
 
@@ -374,6 +374,7 @@ class Tabletop(gymnasium.Env):
             "success": self._success,
             "task": self.task.name,
             "family": self.task.family,
+            "instruction": self.instruction,
             "commanded_pose": self.commanded_pose,
             "scene_seed": self.scene_seed,
             "renderer": self.renderer,
@@ -398,16 +399,13 @@ class Tabletop(gymnasium.Env):
         for camera in self.cameras:
             focal = self.image_size / 2 / np.tan(np.deg2rad(self.model.camera(camera).fovy[0]) / 2)
             centre = self.image_size / 2
-            pose = None
-            if camera == "front":
-                pose = np.eye(4)
-                pose[:3, :3] = self.data.camera(camera).xmat.reshape(3, 3) * [1, -1, -1]
-                pose[:3, 3] = self.data.camera(camera).xpos
-                pose = pose.tolist()
+            pose = np.eye(4)
+            pose[:3, :3] = self.data.camera(camera).xmat.reshape(3, 3) * [1, -1, -1]
+            pose[:3, 3] = self.data.camera(camera).xpos
             info[camera] = {
                 "size": [self.image_size, self.image_size],
                 "intrinsics": [[focal, 0.0, centre], [0.0, focal, centre], [0.0, 0.0, 1.0]],
-                "extrinsics": pose,
+                "extrinsics": pose.tolist() if camera == "front" else None,
             }
         return info
 

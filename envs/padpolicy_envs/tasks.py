@@ -308,8 +308,8 @@ def _try_scene(task: Task, rng: np.random.Generator) -> Scene | None:
         taken.append((drawer.x, (drawer.y - 0.15 + end) / 2, 0.075, (end - drawer.y + 0.15) / 2))
     if fixture == "tray":
         tray = put("tray", geometry.TRAY_INNER + 0.018, 0.0, 0.25)
-    buttons = tuple(put(colour, 0.040, 0.02, 0.0) for colour in colours)
-    if None in buttons or (fixture == "tray" and tray is None):
+    buttons = tuple(b for b in [put(colour, 0.040, 0.02, 0.0) for colour in colours] if b is not None)
+    if len(buttons) < len(colours) or (fixture == "tray" and tray is None):
         return None
 
     objects: list[Placed] = []
@@ -444,18 +444,19 @@ def _lifted(task: Task, state: State) -> bool:
 def in_tray(state: State, thing: np.ndarray, margin: float = 0.0) -> bool:
     """Whether a point [3] is over the inside of the tray."""
     tray = state.scene.tray
+    assert tray is not None
     dx, dy = thing[:2] - tray.xy
     c, s = np.cos(tray.yaw), np.sin(tray.yaw)
     return bool(max(abs(c * dx + s * dy), abs(c * dy - s * dx)) < geometry.TRAY_INNER - margin)
 
 
 def _released(state: State, thing: np.ndarray) -> bool:
-    return state.opening > geometry.OBJECT_WIDTH + 0.010 or np.linalg.norm(state.tip - thing) > 0.06
+    return bool(state.opening > geometry.OBJECT_WIDTH + 0.010 or np.linalg.norm(state.tip - thing) > 0.06)
 
 
 def _placed(task: Task, state: State) -> bool:
     thing = state.objects[task.object]
-    return in_tray(state, thing, 0.01) and thing[2] < 0.045 and bool(_released(state, thing))
+    return in_tray(state, thing, 0.01) and bool(thing[2] < 0.045) and _released(state, thing)
 
 
 def _pressed(task: Task, state: State) -> bool:
