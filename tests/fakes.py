@@ -1,4 +1,4 @@
-"""A tiny environment and a tiny policy that honour the contracts. `gymnasium.make("fakes:Fake-v0")` finds the environment.
+"""A tiny environment and a tiny policy that honour the contracts; `gymnasium.make("fakes:Fake-v0")` finds the former.
 
 The world is a point on a line, x in [-1, 1], drawn as a bright square that moves across a 16 x 16 picture. An action
 (1,) moves it by action * SPEED; "go left" and "go right" are done at x <= -0.5 and x >= 0.5.
@@ -111,8 +111,8 @@ def spec(**changes: Any):
 class FakePolicy:
     """Goes where the words say, by what it sees; a little of the starting noise stays in its plan.
 
-    Its latents are pictures / 255, channels first, so that `decode` is exact. Without eyes it cannot tell where it is and
-    without words it does not know where to go: it stays.
+    Its latents are pictures / 255, channels first, so that `decode` is exact. Without eyes it cannot tell where it is,
+    without words not where to go: it stays.
     """
 
     def __init__(self, noise: float = 0.2, **changes: Any):

@@ -49,7 +49,7 @@ class ObservationBuffer:
         self._frames.clear()
 
     def push(self, time_s: float, observation: Mapping[str, Any]) -> None:
-        """Adds what was seen at `time_s`: keys rgb_<cam>, depth_<cam>, proprio as in batch.py, without time or batch axis.
+        """Adds what was seen at `time_s`: rgb_<cam>, depth_<cam>, proprio as in batch.py, without time or batch axis.
 
         Raises:  ValueError if `time_s` is not after the newest timestamp, or not finite.
         """
@@ -57,8 +57,8 @@ class ObservationBuffer:
             raise ValueError(f"ObservationBuffer.push: time_s={time_s} is not a finite number of seconds.")
         if self._frames and time_s <= self._frames[-1][0]:
             raise ValueError(
-                f"ObservationBuffer.push: time_s={time_s} is not after the newest observation at {self._frames[-1][0]}; "
-                "push in order of time, and clear() between episodes."
+                f"ObservationBuffer.push: time_s={time_s} is not after the newest observation at "
+                f"{self._frames[-1][0]}; push in order of time, and clear() between episodes."
             )
         self._frames.append((float(time_s), observation))
         # One frame older than `keep_s` stays: it is the nearest to the oldest time that may be asked for.
@@ -68,9 +68,9 @@ class ObservationBuffer:
     def sample(self, spec: PolicySpec, instruction: str | None, robot: str = "", index: int = 0) -> Sample:
         """The newest observation with its history as the policy wants it.
 
-        Frame j of `spec.obs_steps` is the one nearest to newest - (obs_steps - 1 - j) * dt_s. Where that time lies more
-        than dt_s / 2 before the oldest frame, the oldest is repeated and `is_pad` is set. Cameras and proprioception that
-        the observations do not have get no key: absent is not zero.
+        Frame j of `spec.obs_steps` is the one nearest to newest - (obs_steps - 1 - j) * dt_s. Where that time lies
+        more than dt_s / 2 before the oldest frame, the oldest is repeated and `is_pad` is set. Cameras and
+        proprioception that the observations do not have get no key: absent is not zero.
 
         Raises:  ValueError if nothing was pushed, or the history asked for is longer than `keep_s`.
         """
@@ -125,8 +125,8 @@ class ChunkQueue:
             raise ValueError(f"ChunkQueue.put: expected a chunk (T, A) with T >= 1, got shape {chunk.shape}.")
         if self._actions is not None and chunk.shape[1] != self._actions.shape[1]:
             raise ValueError(
-                f"ChunkQueue.put: chunk has {chunk.shape[1]} action dims, the plan before had {self._actions.shape[1]}; "
-                "clear() the queue before changing robots."
+                f"ChunkQueue.put: chunk has {chunk.shape[1]} action dims, the plan before had "
+                f"{self._actions.shape[1]}; clear() the queue before changing robots."
             )
         if not dt_s > 0:
             raise ValueError(f"ChunkQueue.put: dt_s={dt_s}, expected seconds between actions, more than 0.")
@@ -160,11 +160,12 @@ class ChunkQueue:
         return self._due.copy(), None if self._actions is None else self._actions.copy()
 
     def prefix(self, observed_at_s: float, dt_s: float, chunk_steps: int, steps: int) -> tuple[np.ndarray | None, int]:
-        """What will be executed while the next plan is being made: the clean start of that plan (`Policy.predict(prefix=)`).
+        """What will be executed while the next plan is being made: its clean start (`Policy.predict(prefix=)`).
 
         Args:     steps: how many actions will run before the new plan arrives.
         Returns:  actions (chunk_steps, A), zeros after the prefix, and its length: the planned actions due at
-                  observed_at_s + i * dt_s for i = 0, 1, ... without a gap, at most `steps`. (None, 0) before the first plan.
+                  observed_at_s + i * dt_s for i = 0, 1, ... without a gap, at most `steps`.
+                  (None, 0) before the first plan.
         """
         if self._actions is None:
             return None, 0

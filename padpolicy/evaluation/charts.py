@@ -44,7 +44,7 @@ def loss_curve(steps: Sequence[float], losses: Sequence[float]) -> str:
     for i, step in enumerate(np.linspace(x[0], x[-1], 5)):
         anchor = ("start", "middle", "middle", "middle", "end")[i]
         parts.append(
-            f'<text class="tick" x="{px(step):.1f}" y="{HEIGHT - 12}" text-anchor="{anchor}">{f"{step:,.0f}".replace(",", " ")}</text>'
+            f'<text class="tick" x="{px(step):.1f}" y="{HEIGHT - 12}" text-anchor="{anchor}">{step:.0f}</text>'
         )
     parts.append(f'<path class="raw" d="{path(y)}"/><path class="mean" d="{path(mean)}"/></svg>')
     return "".join(parts)

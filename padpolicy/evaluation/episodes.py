@@ -42,10 +42,10 @@ def spread(n_episodes: int, n_films: int) -> list[int]:
 
 
 def other_instructions(envs: VectorEnv, episodes: Sequence[EpisodeSpec]) -> list[EpisodeSpec]:
-    """The same scenes, each with another instruction that it admits; episodes whose scene admits no other are left out.
+    """The same scenes, each with another instruction that it admits; episodes whose scene admits none are left out.
 
-    Preferred are tasks about other things than the first one: reaching for a cube is a part of lifting it, so only their
-    outcomes say which words were followed. Held-out tasks are used only where nothing else is left.
+    Preferred are tasks about other things than the first one: reaching for a cube is a part of lifting it, so only
+    their outcomes say which words were followed. Held-out tasks are used only where nothing else is left.
     """
     tasks, switched = envs.description.tasks, []
     for start in range(0, len(episodes), envs.num_envs):

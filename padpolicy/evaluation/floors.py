@@ -37,6 +37,9 @@ class Blinded:
     def valid_counts(self, batch: Batch) -> dict[str, int]:
         return self.policy.valid_counts(batch)
 
+    def encode(self, frames: torch.Tensor) -> torch.Tensor:
+        return self.policy.encode(frames)
+
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
         return self.policy.decode(latent)
 

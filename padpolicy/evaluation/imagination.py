@@ -46,10 +46,11 @@ def imagination_report(policy: Policy, store_path: str | Path, *, samples: int =
     """Measures imagined futures against the real ones.
 
     Args:     samples: about how many moments are looked at.
-    Returns:  retrieval (share of moments whose imagined frame is nearest, by latent distance, to its own future among
-              `candidates`), static_psnr (dB of imagined pixels that do not move, and of the encoder's own reconstruction),
-              forward (error on moving pixels under another episode's actions divided by that under the own ones),
-              inverse (R2 of actions read off two frames), each with ci95; episodes, samples; page (for the report).
+    Returns:  retrieval (share of moments whose imagined frame is nearest, by latent distance, to its own future
+              among `candidates`), static_psnr (dB of imagined pixels that do not move, and of the encoder's own
+              reconstruction), forward (error on moving pixels under another episode's actions divided by that under
+              the own ones), inverse (R2 of actions read off two frames), each with ci95; episodes, samples; page
+              (the same in words, for the report).
     Raises:   ValueError if the policy imagines nothing, or no two episodes of a family are long enough.
     """
     spec = policy.spec
@@ -59,7 +60,9 @@ def imagination_report(policy: Policy, store_path: str | Path, *, samples: int =
     chosen = _choose(store, spec, samples, seed)
     if not chosen:
         ahead_s = max(spec.future_offsets_s)
-        raise ValueError(f"{store_path}: no two episodes of one family last longer than the {ahead_s:g} s that are imagined.")
+        raise ValueError(
+            f"{store_path}: no two episodes of one family last longer than the {ahead_s:g} s that are imagined."
+        )
     parts = [_measure(policy, _load(store, spec, moments), seed + i) for i, moments in enumerate(chosen)]
     all_of = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     found = _summary(all_of, seed)
@@ -141,7 +144,7 @@ def _observation(store: Store, spec: PolicySpec, row: int) -> dict[str, np.ndarr
 
 def _measure(policy: Policy, group: _Group, seed: int) -> dict[str, np.ndarray]:
     """One number per moment (sums where a ratio is formed later), keyed by what it is."""
-    spec, camera = policy.spec, policy.spec.future_cameras[0]
+    camera = policy.spec.future_cameras[0]
     obs, n = collate(group.samples), len(group.samples)
     true_latent = policy.encode(torch.from_numpy(group.then[camera])).float().cpu()  # (N, F, C, h, w)
 
@@ -158,8 +161,9 @@ def _measure(policy: Policy, group: _Group, seed: int) -> dict[str, np.ndarray]:
     found["static_error"] = (((drawn - truth) ** 2) * ~moved).sum((1, 2, 3))
     found["static_floor"] = (((redrawn - truth) ** 2) * ~moved).sum((1, 2, 3))
 
-    own = _futures(policy, obs, camera, seed, mode="forward", actions=torch.from_numpy(group.actions))
-    other = _futures(policy, obs, camera, seed, mode="forward", actions=torch.from_numpy(np.roll(group.actions, 1, axis=0)))
+    mine, anothers = (torch.from_numpy(a) for a in (group.actions, np.roll(group.actions, 1, axis=0)))
+    own = _futures(policy, obs, camera, seed, mode="forward", actions=mine)
+    other = _futures(policy, obs, camera, seed, mode="forward", actions=anothers)
     found["forward_own"] = (((_pictures(policy, own[:, -1]) - truth) ** 2) * moved).sum((1, 2, 3))
     found["forward_other"] = (((_pictures(policy, other[:, -1]) - truth) ** 2) * moved).sum((1, 2, 3))
 
@@ -211,7 +215,11 @@ def _summary(found: dict[str, np.ndarray], seed: int) -> dict[str, Any]:
             "ci95": bootstrap(gap, n, seed),
         },
         "forward": {"error_ratio": ratio(every), "ci95": bootstrap(ratio, n, seed)},
-        "inverse": {"r2": r2(every), "ci95": bootstrap(r2, n, seed), "r2_per_dim": [None if np.isnan(v) else v for v in per_dim]},
+        "inverse": {
+            "r2": r2(every),
+            "ci95": bootstrap(r2, n, seed),
+            "r2_per_dim": [None if np.isnan(v) else v for v in per_dim],
+        },
     }
 
 
@@ -257,7 +265,8 @@ def _for_page(found: dict[str, Any]) -> Iterator[dict[str, str]]:
         f"{static['imagined_db']:.1f} dB",
         static["ci95"],
         "{:+.2f} dB",
-        f"PSNR where nothing moves; {static['reconstruction_db']:.1f} dB is the image encoder’s own limit (interval: the gap)",
+        f"PSNR where nothing moves; the image encoder alone reaches {static['reconstruction_db']:.1f} dB "
+        "(interval: of the gap)",
     )
     yield item(
         "what actions do",

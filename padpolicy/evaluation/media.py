@@ -41,7 +41,7 @@ def resized(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def write_mp4(path: Path, frames: Sequence[np.ndarray], fps: float) -> None:
-    """Frames (H, W, 3) uint8 of one size as H.264 in yuv420p, which every browser plays. Odd sizes lose a row or column.
+    """Frames (H, W, 3) uint8 of one size as H.264 in yuv420p, for any browser. Odd sizes lose a row or column.
 
     Raises:  ValueError if there are no frames.
     """

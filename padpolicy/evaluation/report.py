@@ -139,7 +139,7 @@ def _video_frames(film: Film, rest: int) -> list[np.ndarray]:
 def write_report(out: str | Path, evaluation: Evaluation, trained: Evaluation | None = None) -> dict[str, Any]:
     """Writes results.json, videos/ and index.html into the folder `out`.
 
-    Args:     trained: a policy that was just trained here: its results stand under `trained`, its rollouts further down.
+    Args:     trained: a policy that was just trained here; its results stand under `trained`, its rollouts below.
     Returns:  what stands in results.json.
     """
     out = Path(out)

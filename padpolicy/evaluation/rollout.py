@@ -1,9 +1,9 @@
 """Closed loop in simulation: observe, plan a chunk, execute its first steps, plan again.
 
-    round:  plan for every running episode (one batch)  ->  each executes up to exec_steps actions  ->  fold in what came
+    round:  plan for all running episodes (one batch)  ->  each executes up to exec_steps actions  ->  take in what came
 
-Episodes are a fixed list of (task, seed), each run exactly once, whatever finishes first. Nothing of an episode depends on
-how many run beside it: scenes come from its seed, the noise of each plan from (seed, task, plan number).
+Episodes are a fixed list of (task, seed), each run exactly once, whatever finishes first. Nothing of an episode depends
+on how many run beside it: scenes come from its seed, the noise of each plan from (seed, task, plan number).
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Film:
     """What is kept of an episode for people to look at."""
 
     camera: str
-    observed: list[np.ndarray] = field(default_factory=list)  # (H, W, 3) uint8 of that camera, one per step, reset first
+    observed: list[np.ndarray] = field(default_factory=list)  # (H, W, 3) uint8, one per step, reset first
     pictures: list[np.ndarray] = field(default_factory=list)  # env.render(): larger ones, if the environment draws them
     imagined: list[Imagined] = field(default_factory=list)
 
@@ -90,7 +90,8 @@ OpenLoop = Callable[[EpisodeSpec, str], np.ndarray]  # episode and its instructi
 
 def rollout(policy: Policy, cfg: EvalConfig, episodes: Sequence[EpisodeSpec], **options: Any) -> list[EpisodeResult]:
     """Opens the environments of `cfg`, checks that the policy fits, and runs `run_episodes` (which has the options)."""
-    with VectorEnv(needed_cameras(policy.spec, cfg).env, min(cfg.num_envs, max(len(episodes), 1)), cfg.env_workers) as envs:
+    num_envs = min(cfg.num_envs, max(len(episodes), 1))
+    with VectorEnv(needed_cameras(policy.spec, cfg).env, num_envs, cfg.env_workers) as envs:
         check_fit(policy.spec, envs.description, cfg)
         return run_episodes(policy, envs, cfg, episodes, **options)
 
@@ -119,19 +120,24 @@ def check_fit(spec: PolicySpec, env: Description, cfg: EvalConfig) -> None:
         )
     if spec.renderer and env.renderer and spec.renderer != env.renderer:
         raise ValueError(
-            f"{where} is drawn by renderer {env.renderer!r}, the policy learned from pictures drawn by {spec.renderer!r}, "
-            f"and their pixels differ. Use env.renderer={spec.renderer}, or collect and train with {env.renderer!r}."
+            f"{where} is drawn by renderer {env.renderer!r}, the policy learned from pictures drawn by "
+            f"{spec.renderer!r}, and their pixels differ. Use env.renderer={spec.renderer}, or collect and train with "
+            f"{env.renderer!r}."
         )
     if env.dt_s and abs(env.dt_s - spec.dt_s) > 1e-6:
         raise ValueError(f"{where} steps every {env.dt_s:g} s, the policy's actions are {spec.dt_s:g} s apart.")
     for name in [f"rgb_{cam}" for cam in spec.cameras] + [f"depth_{cam}" for cam in spec.depth_cameras]:
         if name not in env.observation:
-            raise ValueError(f"{where} has no observation {name!r}, which the policy needs; it has {', '.join(env.observation)}.")
+            raise ValueError(
+                f"{where} has no observation {name!r}, which the policy needs; it has {', '.join(env.observation)}."
+            )
     proprio = env.observation.get("proprio", (0,))
     if spec.proprio_dim and proprio != (spec.proprio_dim,):
         raise ValueError(f"{where}: proprio has shape {proprio}, the policy expects ({spec.proprio_dim},).")
     if not 1 <= cfg.exec_steps <= spec.chunk_steps:
-        raise ValueError(f"exec_steps={cfg.exec_steps}: expected 1 to {spec.chunk_steps}, the steps of the policy's chunks.")
+        raise ValueError(
+            f"exec_steps={cfg.exec_steps}: expected 1 to {spec.chunk_steps}, the steps of the policy's chunks."
+        )
 
 
 def fitted(observation: dict[str, Any], image_size: int) -> dict[str, Any]:
@@ -199,7 +205,9 @@ def run_episodes(
     results: dict[int, EpisodeResult] = {}
     while waiting or running:
         free = [slot for slot in range(envs.num_envs) if slot not in running]
-        for slot, (index, episode) in zip(free, [waiting.popleft() for _ in range(min(len(free), len(waiting)))], strict=False):
+        for slot, (index, episode) in zip(
+            free, [waiting.popleft() for _ in range(min(len(free), len(waiting)))], strict=False
+        ):
             running[slot] = _Run(index, episode, spec, Film(camera) if index in films else None)
         _reset(envs, {slot: run for slot, run in running.items() if not len(run.buffer)}, open_loop)
 
@@ -209,8 +217,9 @@ def run_episodes(
         for slot, run in running.items():
             actions = run.due(cfg.exec_steps)
             watch = [run.spec.scene_of] if run.spec.scene_of else []
+            low, high = envs.description.action_low, envs.description.action_high
             commands[slot] = Act(
-                np.clip(actions, envs.description.action_low, envs.description.action_high) if len(actions) else actions,
+                np.clip(actions, low, high) if len(actions) else actions,
                 watch,
                 picture=run.result.film is not None,
             )
@@ -232,7 +241,8 @@ def _reset(envs: VectorEnv, runs: dict[int, _Run], open_loop: OpenLoop | None) -
     if not runs:
         return
     resets = {
-        slot: Reset(run.spec.seed, run.spec.options(), picture=run.result.film is not None) for slot, run in runs.items()
+        slot: Reset(run.spec.seed, run.spec.options(), picture=run.result.film is not None)
+        for slot, run in runs.items()
     }
     for slot, (first,) in envs.run(dict(resets)).items():
         run = runs[slot]
@@ -265,7 +275,9 @@ def _plan(policy: Policy, cfg: EvalConfig, runs: list[_Run]) -> None:
                 f"step {run.result.steps}). Its weights or statistics are broken."
             )
         if run.result.film is not None and run.result.film.camera in spec.future_cameras and cfg.imagine:
-            frames = imagine(policy, cfg, sample, noise_TA, run.result.film.camera, seed=run.spec.seed + run.result.steps)
+            frames = imagine(
+                policy, cfg, sample, noise_TA, run.result.film.camera, seed=run.spec.seed + run.result.steps
+            )
             run.result.film.imagined.append(Imagined(run.result.steps, frames))
         run.queue.put(run.now_s, spec.dt_s, chunk_TA)
         run.result.plan_ms.append(elapsed_ms)

@@ -41,7 +41,7 @@ from padpolicy.progress import Advance, bar
 if TYPE_CHECKING:
     from padpolicy.policy import Policy
 
-LATENCY_PLANS = 30
+WARM_UP, LATENCY_PLANS = 2, 30
 PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "diffusers", "open_clip_torch", "zarr")
 
 
@@ -109,7 +109,9 @@ def run_evaluation(cfg: EvalConfig, policy: Policy | None = None, progress: Prog
     if cfg.imagination:
         from padpolicy.evaluation.imagination import imagination_report
 
-        results["imagination"] = imagination_report(policy, cfg.imagination, samples=cfg.imagination_samples, seed=cfg.seed)
+        results["imagination"] = imagination_report(
+            policy, cfg.imagination, samples=cfg.imagination_samples, seed=cfg.seed
+        )
     results["dt_s"] = policy.spec.dt_s
     results["future_offsets_s"] = list(policy.spec.future_offsets_s)
     results["seconds"] = round(time.perf_counter() - started, 1)
@@ -142,25 +144,27 @@ def _results(cfg: EvalConfig, done: Sequence[EpisodeResult], latency: dict[str, 
 
 
 def measure_latency(policy: Policy, envs: VectorEnv, cfg: EvalConfig, episode: EpisodeSpec) -> dict[str, Any]:
-    """Milliseconds from one observation to its plan, nothing else running: {p50, p95, mean, max, n}; the first two are warm-up."""
+    """Milliseconds from one observation to its plan, nothing else running: {p50, p95, mean, max, n}."""
     (first,) = envs.run({0: Reset(episode.seed, episode.options())})[0]
     buffer, times = ObservationBuffer(), []
     buffer.push(0.0, fitted(first.observation, policy.spec.image_size))
     sample = buffer.sample(policy.spec, str(first.observation.get("instruction", "")), policy.spec.robot)
-    for plan in range(LATENCY_PLANS + 2):
+    for plan in range(WARM_UP + LATENCY_PLANS):
         noise = plan_noise(policy.spec, episode, plan)[None]
         start = time.perf_counter()
         predict_actions(policy, cfg, [sample], noise)
         times.append((time.perf_counter() - start) * 1e3)
-    return summarise_ms(times[2:])
+    return summarise_ms(times[WARM_UP:])
 
 
 def commit() -> str:
-    """The commit this code stands at, with "+changes" if the working tree differs; the version where there is no git."""
+    """The commit of this code, with "+changes" if the working tree differs; the version where there is no git."""
     root = Path(__file__).resolve().parents[2]
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     try:
         # An installed copy inside somebody else's repository is not that repository's commit.

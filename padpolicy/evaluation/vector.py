@@ -1,10 +1,11 @@
 """Environments in worker processes, reset by hand.
 
-gymnasium's own vector environments hand one `options` to all environments of a reset; an evaluation gives each its own
-task. Here every command names a slot: `reset` it, or let it `act` out several actions. One message moves a whole executed
-chunk, so the pipes are quiet while physics and rays keep the cores busy.
+gymnasium's own vector environments hand one `options` to all environments of a reset; an evaluation gives each its
+own task. Here every command names a slot: `Reset` it, or let it `Act` out several actions. One message moves a whole
+executed chunk, so the pipes are quiet while physics and rays keep the cores busy.
 
-Workers are spawned, not forked: a fork hangs once the parent holds a GL context. They import neither torch nor a policy.
+Workers are spawned, not forked: a fork hangs once the parent holds a GL context. They import neither torch nor a
+policy.
 """
 
 from __future__ import annotations
@@ -99,9 +100,10 @@ class _Environments:
     def _one(self, env: Any, command: Reset | Act) -> list[Step]:
         if isinstance(command, Reset):
             observation, info = env.reset(seed=command.seed, options=command.options)
-            scene = getattr(env.unwrapped, "tasks_in_scene", tuple)()
+            names = getattr(env.unwrapped, "tasks_in_scene", None)
+            scene: tuple[str, ...] = tuple(names()) if names is not None else ()
             picture = env.render() if command.picture else None
-            return [Step(observation, info=_plain(info), tasks_in_scene=tuple(scene), picture=picture)]
+            return [Step(observation, info=_plain(info), tasks_in_scene=scene, picture=picture)]
         steps = []
         for action in command.actions:
             observation, _, terminated, truncated, info = env.step(action)
@@ -140,7 +142,7 @@ def _make(cfg: EnvConfig) -> Any:
             "An id may name its package: env.id=PACKAGE:ID."
         ) from None
     limit = {"max_episode_steps": cfg.max_steps} if cfg.max_steps else {}
-    settings = {"renderer": cfg.renderer, "cameras": list(cfg.cameras), **limit}
+    settings: dict[str, Any] = {"renderer": cfg.renderer, "cameras": list(cfg.cameras), **limit}
     return gymnasium.make(name, disable_env_checker=True, render_mode="rgb_array", **settings)
 
 
@@ -182,7 +184,7 @@ def _serve(pipe: Connection, cfg: EnvConfig, slots: list[int]) -> None:
 
 
 class VectorEnv:
-    """`num_envs` environments in `workers` processes (0: in this one). A context manager: leaving it ends the processes.
+    """`num_envs` environments in `workers` processes (0: in this one); a context manager: leaving it ends them.
 
     Raises:  ValueError for an unknown environment or for settings that it refuses.
     """
@@ -217,7 +219,7 @@ class VectorEnv:
             raise
 
     def run(self, commands: dict[int, Reset | Act]) -> dict[int, list[Step]]:
-        """Carries out one command per slot, all workers at once. Reply: one Step per executed action, or one of the reset.
+        """Carries out one command per slot, all workers at once: one Step per executed action, or one of the reset.
 
         Raises:  ValueError for what the environment refuses (an unknown task); RuntimeError if a worker died.
         """
@@ -238,7 +240,7 @@ class VectorEnv:
             kind, payload = self._pipes[worker].recv()
         except (EOFError, ConnectionResetError):
             code = self._processes[worker].exitcode
-            raise RuntimeError(f"environment worker {worker} died (exit code {code}); its own output says why.") from None
+            raise RuntimeError(f"environment worker {worker} died (exit code {code}); its output says why.") from None
         if kind == "value":
             raise ValueError(payload)
         if kind == "crash":

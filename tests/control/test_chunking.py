@@ -44,7 +44,9 @@ class TestObservationBuffer:
         buffer = ObservationBuffer()
         for i in range(31):
             buffer.push(i / 30, {"proprio": np.array([i], np.float32)})
-        np.testing.assert_array_equal(buffer.sample(fakes.spec(obs_steps=3), "").fields["obs.proprio"][:, 0], [24, 27, 30])
+        np.testing.assert_array_equal(
+            buffer.sample(fakes.spec(obs_steps=3), "").fields["obs.proprio"][:, 0], [24, 27, 30]
+        )
 
     def test_memory_is_bounded_and_still_long_enough(self):
         buffer = ObservationBuffer(keep_s=0.3)

@@ -43,7 +43,9 @@ def test_a_policy_that_knows_its_world(store):
     report = imagination_report(fakes.FakePolicy(noise=0.0), store, samples=8)
     assert (report["episodes"], report["samples"], report["candidates"]) == (4, 8, {"min": 4, "max": 4})
     assert report["retrieval"]["share"] == 1.0 and report["retrieval"]["n"] == 8
-    assert report["static_psnr"]["gap_db"] == pytest.approx(report["static_psnr"]["reconstruction_db"] - report["static_psnr"]["imagined_db"])
+    assert report["static_psnr"]["gap_db"] == pytest.approx(
+        report["static_psnr"]["reconstruction_db"] - report["static_psnr"]["imagined_db"]
+    )
     assert report["forward"]["error_ratio"] > 2  # the pixel grid leaves some error under the own actions
     assert report["inverse"]["r2"] > 0.95
     low, high = report["inverse"]["ci95"]

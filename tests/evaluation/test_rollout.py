@@ -16,14 +16,24 @@ ENV = EnvConfig(id="fakes:Fake-v0", robot="fake", renderer="rays", cameras=["fro
 
 
 def config(**changes):
-    return EvalConfig(**({"checkpoint": "", "out": "", "env": ENV, "env_workers": 0, "num_envs": 3, "exec_steps": 4} | changes))
+    return EvalConfig(
+        **({"checkpoint": "", "out": "", "env": ENV, "env_workers": 0, "num_envs": 3, "exec_steps": 4} | changes)
+    )
 
 
 EPISODES = [EpisodeSpec(task, seed) for seed in range(4) for task in ("left", "right")]
 
 
 def outcome(result):
-    return (result.spec, result.instruction, result.success, result.terminated, result.truncated, result.steps, len(result.plan_ms))
+    return (
+        result.spec,
+        result.instruction,
+        result.success,
+        result.terminated,
+        result.truncated,
+        result.steps,
+        len(result.plan_ms),
+    )
 
 
 def test_every_episode_runs_once_and_comes_back_in_order():
@@ -55,7 +65,11 @@ def test_any_order_and_any_part_of_the_list_gives_the_same_episodes():
 def test_plan_noise_is_a_function_of_its_key():
     spec, one = fakes.spec(), EpisodeSpec("left", 1)
     np.testing.assert_array_equal(plan_noise(spec, one, 0), plan_noise(spec, one, 0))
-    others = [plan_noise(spec, one, 1), plan_noise(spec, EpisodeSpec("left", 2), 0), plan_noise(spec, EpisodeSpec("right", 1), 0)]
+    others = [
+        plan_noise(spec, one, 1),
+        plan_noise(spec, EpisodeSpec("left", 2), 0),
+        plan_noise(spec, EpisodeSpec("right", 1), 0),
+    ]
     assert all(not np.array_equal(plan_noise(spec, one, 0), other) for other in others)
 
 
@@ -110,7 +124,9 @@ def test_old_goal_needs_to_hold(monkeypatch):
     monkeypatch.setattr(EpisodeSpec, "options", lambda self: {"task": self.task})  # the fake knows no scene_of
     results = rollout(fakes.FakePolicy(noise=0.0), config(), [EpisodeSpec("right", 0, scene_of="left")])
     assert results[0].success and not results[0].old_goal
-    results = rollout(fakes.FakePolicy(noise=0.0), config(), [EpisodeSpec("stay", s, scene_of="stay") for s in range(6)])
+    results = rollout(
+        fakes.FakePolicy(noise=0.0), config(), [EpisodeSpec("stay", s, scene_of="stay") for s in range(6)]
+    )
     assert [r.old_goal for r in results] == [r.success for r in results] and any(r.old_goal for r in results)
 
 
@@ -222,7 +238,9 @@ def test_actions_are_those_of_the_queue(monkeypatch):
 def test_vector_stops_at_the_end_of_an_episode():
     with VectorEnv(ENV, 2, 2) as envs:
         envs.run({0: Reset(0, {"task": "left"}), 1: Reset(0, {"task": "right"})})
-        steps = envs.run({0: Act(np.full((20, 1), -1.0, np.float32), watch=["right"]), 1: Act(np.zeros((2, 1), np.float32))})
+        steps = envs.run(
+            {0: Act(np.full((20, 1), -1.0, np.float32), watch=["right"]), 1: Act(np.zeros((2, 1), np.float32))}
+        )
     assert len(steps[1]) == 2 and len(steps[0]) < 20
     assert steps[0][-1].terminated and steps[0][-1].success and steps[0][-1].watched == {"right": False}
     assert not any(step.terminated for step in steps[0][:-1])
