@@ -289,7 +289,7 @@ def open_mixture(cfg: DataConfig, fingerprint: str = "", latent_axes: Sequence[s
 
 
 class BatchStream:
-    """`stream[step]` is the batch of that step: of `batch_size` samples over all ranks, this rank's contiguous share."""
+    """`stream[step]` is the batch of that step: this rank's contiguous share of `batch_size` samples over all ranks."""
 
     def __init__(
         self,
@@ -316,7 +316,7 @@ class BatchStream:
 
 
 def loader(stream: BatchStream, start: int, stop: int, workers: int = 0, pin_memory: bool = False) -> Iterable[Batch]:
-    """The batches of steps `start` to `stop`, in order, made by `workers` processes (0: by this one) of one thread each.
+    """The batches of steps `start` to `stop`, in order, made by `workers` processes of one thread each (0: here).
 
     Workers are started afresh, never forked: a fork would copy locks that other threads hold. A script that
     uses them needs the usual `if __name__ == "__main__":`.

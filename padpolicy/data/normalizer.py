@@ -51,7 +51,8 @@ class Normalizer:
                 rows = np.asarray(rows, np.float64)
                 if rows.ndim != 2 or rows.shape[1] != len(roles[name]) or len(rows) == 0:
                     raise ValueError(
-                        f"normaliser of robot {robot!r}: {name} has shape {rows.shape}; expected (N > 0, {len(roles[name])})."
+                        f"normaliser of robot {robot!r}: {name} has shape {rows.shape}; "
+                        f"expected (N > 0, {len(roles[name])})."
                     )
                 if not np.isfinite(rows).all():
                     row, column = np.argwhere(~np.isfinite(rows))[0]

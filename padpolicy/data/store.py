@@ -66,6 +66,7 @@ class StoreSpec:
     renderer: str = ""  # which renderer drew the pictures; "" if real cameras did
     dt_s: float = 0.0  # nominal seconds between rows; 0: whatever the timestamps say
     tasks: list[dict[str, Any]] = field(default_factory=list)  # {"name", "paraphrases", "held_out"}; append adds others
+    extra: dict[str, Any] = field(default_factory=dict)  # further attributes, kept as they are
 
     def fields(self) -> dict[str, dict[str, Any]]:
         """The `fields` attribute: one entry per array in data/ except timestamp."""
@@ -88,7 +89,7 @@ class Episode:
     """One recording. Arrays are keyed by their names in data/ and have one row per step."""
 
     arrays: dict[str, np.ndarray]
-    task: str = ""  # a task's name, which is its canonical instruction; "": none known
+    task: str = ""  # a task's name; one that the store does not know becomes its own instruction; "": none known
     success: bool = True
     seed: int = -1  # of the scene; -1: unknown
     source: str = ""  # who or what recorded it
@@ -136,7 +137,7 @@ class Store:
         group = zarr.create_group(building, zarr_format=zarr_format)
         fields = spec.fields()
         attrs = {"schema_version": SCHEMA_VERSION, "n_episodes": 0, "robot": spec.robot, "renderer": spec.renderer}
-        attrs |= {"fields": fields, "cameras": spec.cameras, "tasks": spec.tasks}
+        attrs |= {"fields": fields, "cameras": spec.cameras, "tasks": spec.tasks, **spec.extra}
         for name in [*fields, "timestamp"]:
             shape, dtype = row_shape(name, attrs)
             create_rows(group, f"data/{name}", shape, dtype)
@@ -509,8 +510,8 @@ def read_chunk(path: Path, array: zarr.Array, chunk: int, n_rows: int, episode_e
         first = int(episode_ends[episode - 1]) if episode else 0
         last = int(np.searchsorted(episode_ends, stop - 1, side="right"))
         raise StoreError(
-            f"{array.path}: rows {start}..{stop - 1} (episode {episode}, step {start - first}, to episode {last}) cannot "
-            f"be read: {str(error).split('. Stored')[0]}. Restore {file} from a copy, or rebuild the store."
+            f"{array.path}: rows {start}..{stop - 1} (episode {episode}, step {start - first}, to episode {last}) "
+            f"cannot be read: {str(error).split('. Stored')[0]}. Restore {file} from a copy, or rebuild the store."
         ) from error
 
 

@@ -67,7 +67,9 @@ def _check_episodes(group: zarr.Group, attrs: dict, n: int, damaged: set[str]) -
             found.append(Finding("error", f"meta/{name}", f"it cannot be read ({error}). Restore it from a copy."))
     if "episode_task" in meta:
         for i in np.flatnonzero((meta["episode_task"] >= len(attrs["tasks"])) | (meta["episode_task"] < -1)):
-            message = f"task {meta['episode_task'][i]} does not exist; there are {len(attrs['tasks'])}. Drop the episode."
+            message = (
+                f"task {meta['episode_task'][i]} does not exist; there are {len(attrs['tasks'])}. Drop the episode."
+            )
             found.append(Finding("error", f"meta/episode_task, episode {i}", message))
         without = int((meta["episode_task"] == -1).sum())
         if without and "action" in attrs["fields"]:

@@ -142,7 +142,7 @@ def test_kill_9_at_random_moments_of_appending_harms_no_committed_row(new_store,
     path, rng = new_store(1), np.random.default_rng(0)
     conftest = str(Path(__file__).parent / "conftest.py")
     counts = [1]
-    for _ in range(4):
+    for _ in range(3):
         child = subprocess.Popen(
             [sys.executable, "-c", APPEND_FOREVER, str(path), conftest], stdout=subprocess.PIPE, env=os.environ
         )
@@ -153,7 +153,7 @@ def test_kill_9_at_random_moments_of_appending_harms_no_committed_row(new_store,
         store = Store.open(path)
         assert store.n_episodes >= counts[-1]
         counts.append(store.n_episodes)
-        for i in range(store.n_episodes):
+        for i in range(counts[-2] - 1, store.n_episodes):
             build.assert_same(store.episode(i), build.episode(i, build.spec()))
     assert counts[-1] > 3
     Store.open(path, "a").close()
