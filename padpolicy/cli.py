@@ -90,8 +90,11 @@ def quickstart(cfg: config.QuickstartConfig) -> int:
 def collect(cfg: config.CollectConfig) -> int:
     """Scripted experts write demonstrations, in parallel."""
     from padpolicy.data.collect import collect
+    from padpolicy.progress import counted_bar
 
-    collect(cfg)
+    with counted_bar("episodes") as advance:
+        path = collect(cfg, advance)
+    print(f"Collected: {path}. Next: padpolicy info {path}")
     return 0
 
 

@@ -42,7 +42,8 @@ def _store(path: Path) -> str:
     ]
     for name, entry in store.fields.items():
         array = store.array(name)
-        lines.append(f"  {name:14} {array.dtype}{list(array.shape[1:])}  {_about(entry)}")
+        shape = " x ".join(map(str, array.shape[1:]))
+        lines.append(f"  {name:14} {shape} {array.dtype}, {_about(entry)}".rstrip(", "))
     lines.append("  tasks")
     for number, task in enumerate(store.tasks):
         mine = task_of == number
@@ -55,7 +56,11 @@ def _store(path: Path) -> str:
 
 
 def _about(entry: dict[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in entry.items() if value not in ("", None, [], {}))
+    """The words of a field's entry that say what its numbers mean."""
+    units, names = entry.get("units") or entry.get("unit") or [], entry.get("names") or []
+    if isinstance(units, list) and len(units) == len(names):
+        return ", ".join([entry["kind"], *(f"{name} [{unit}]" for name, unit in zip(names, units, strict=True))])
+    return ", ".join([entry["kind"], *([f"[{units}]"] if units not in ("", "1", []) else []), *names])
 
 
 def _policy(path: Path) -> str:

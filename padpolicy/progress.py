@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 Advance = Callable[[int, str], None]  # (how many are done, a few words about the last)
+Counted = Callable[[int, int, str], None]  # (done, of how many, a few words)
 LINE_EVERY_S = 30.0
 
 
@@ -32,6 +33,20 @@ def bar(what: str, total: int) -> Iterator[Advance]:
     with Progress(*columns, *more, console=Console(stderr=True)) as progress:
         task = progress.add_task(what, total=total, words="")
         yield lambda done, words: progress.update(task, completed=done, words=words)
+
+
+@contextmanager
+def counted_bar(what: str) -> Iterator[Counted]:
+    """The same where only the work itself knows how much there is: yields `advance(done, total, words)`."""
+    with ExitStack() as stack:
+        advance: list[Advance] = []
+
+        def count(done: int, total: int, words: str) -> None:
+            if not advance:
+                advance.append(stack.enter_context(bar(what, total)))
+            advance[0](done, words)
+
+        yield count
 
 
 def _lines(what: str, total: int) -> Advance:

@@ -17,7 +17,7 @@ from padpolicy.config import CollectConfig, ConfigError, EvalConfig, QuickstartC
 
 TASK = "touch_red_cube"  # the small policy's only task
 WATCHED = ["touch_blue_cube", "touch_yellow_cube", "touch_red_cylinder"]  # what the action-free videos show
-DEMONSTRATIONS = 60
+DEMONSTRATIONS = 100
 VIDEOS_PER_TASK = 10
 EPISODES = 20  # in which the small policy is evaluated
 FILMS = 6
@@ -69,24 +69,26 @@ def _say(words: str) -> None:
 def _evaluate(cfg: QuickstartConfig, checkpoint: str, out: Path, tasks: list[str], episodes: int, films: int) -> Any:
     """An `Evaluation`, nothing written yet: both policies go onto one page."""
     from padpolicy.evaluation.run import run_evaluation
-    from padpolicy.progress import bar
+    from padpolicy.progress import counted_bar
 
     settings: EvalConfig = config.load("eval", ["checkpoint=set-below", "out=set-below", "env=tabletop"])
     settings.checkpoint, settings.out = checkpoint, str(out)
     settings.tasks, settings.episodes_per_task, settings.videos = tasks, episodes, films
     settings.seed, settings.threads = cfg.seed, cfg.threads
-    with bar("episodes", 100) as advance:
-        return run_evaluation(settings, progress=lambda done, total, result: advance(100 * done // total, ""))
+    with counted_bar("episodes") as advance:
+        return run_evaluation(settings, progress=lambda done, total, result: advance(done, total, result.instruction))
 
 
 def _collect(path: Path, tasks: list[str], episodes: int, cfg: QuickstartConfig, actions: bool) -> None:
     from padpolicy.data.collect import collect
+    from padpolicy.progress import counted_bar
 
     settings: CollectConfig = config.load("collect", ["out=set-below", "env=tabletop"])
     settings.out = str(path)
     settings.tasks, settings.episodes_per_task, settings.actions = tasks, episodes, actions
-    settings.seed = cfg.seed + 1_000_000  # other scenes than those of the evaluation
-    collect(settings)
+    settings.seed = cfg.seed  # of other scenes: collect never takes those of an evaluation
+    with counted_bar("episodes") as advance:
+        collect(settings, advance)
 
 
 def _train(cfg: QuickstartConfig, work: Path) -> dict[str, Any]:
