@@ -19,6 +19,7 @@ from .text_space import Instruction
 CAMERAS = ("front", "wrist")
 CONTROL_DT = 0.1  # seconds per environment step
 SUBSTEPS = round(CONTROL_DT / geometry.PHYSICS_DT)
+_SUBSTEP_TIMES = np.arange(1, SUBSTEPS + 1) * geometry.PHYSICS_DT
 HOLD_STEPS = 2  # consecutive steps a success test must hold
 
 ACTION_HIGH = np.array([0.04, 0.04, 0.04, 0.30, 1.0], np.float32)
@@ -267,11 +268,13 @@ class Tabletop(gymnasium.Env):
 
         before, after = self._joints, self._solve(self._joints, command)
         velocity = (after - before) / CONTROL_DT
+        # The servos damp the joints' speed itself; leading by their lag makes the arm follow the ramp, not trail it.
+        lead = _SUBSTEP_TIMES + geometry.SERVO_LAG * (_SUBSTEP_TIMES < CONTROL_DT - 2.5 * geometry.PHYSICS_DT)
+        joints = before + velocity * lead[:, None]  # [SUBSTEPS, 6]
         ctrl = self.data.ctrl
         ctrl[6:] = command[4] * geometry.FINGER_TRAVEL
-        for i in range(1, SUBSTEPS + 1):
-            # The servo damps the joint's speed itself; leading by its lag makes it follow the ramp, not trail it.
-            ctrl[:6] = before + velocity * (i * geometry.PHYSICS_DT + geometry.SERVO_LAG * (i < SUBSTEPS - 2))
+        for target in joints:
+            ctrl[:6] = target
             mujoco.mj_step(self.model, self.data)
         self._joints = after
         # mj_step leaves the poses of before its last integration; pictures and tests want those of now.
