@@ -61,10 +61,10 @@ class EncodersConfig:
 class ModelConfig:
     """The network."""
 
-    width: int = 192  # D
+    width: int = 192  # numbers per token
     depth: int = 6  # blocks
-    heads: int = 6
-    mlp_ratio: float = 4.0
+    heads: int = 6  # of attention; width / heads numbers each
+    mlp_ratio: float = 4.0  # hidden numbers of a block's MLP per number of width
     patch: int = 2  # latent pixels per token side
     eyes: str = (
         "latents"  # how the observation's rgb is seen: "latents" (frozen VAE) or "stem" (trainable convolutions)
@@ -91,7 +91,7 @@ class DiffusionConfig:
     video_modes: dict[str, float] = field(default_factory=lambda: {"video": 1.0})  # the same for action-free samples
     action_draws: int = 4  # noise draws per sample where only actions are denoised: the context is paid for once
     prefix_share: float = 0.0  # share of samples with a clean action prefix (training-time real-time chunking)
-    prefix_max_steps: int = 8
+    prefix_max_steps: int = 8  # of the chunk
     text_dropout: float = 0.1  # share of samples that see the null text
     obs_dropout: float = 0.0  # share of samples that lose one observation field (never the last one)
     weight_action: float = 1.0  # loss weights
@@ -117,26 +117,26 @@ class EnvConfig:
 class TrainingConfig:
     """The optimiser and the loop."""
 
-    steps: int = 20_000
+    steps: int = 20_000  # optimiser steps
     max_seconds: float = 0  # stop (and save) after this much time, whatever `steps` says; 0: no limit
     batch_size: int = 64  # global: over all processes and accumulation steps
-    accumulate: int = 1
-    lr: float = 5e-4
-    weight_decay: float = 0.01
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
-    warmup_steps: int = 500
+    accumulate: int = 1  # parts that a process splits its share of the batch into, to save memory
+    lr: float = 5e-4  # at its peak, after the warm-up
+    weight_decay: float = 0.01  # of matrices only
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.98])  # AdamW's
+    warmup_steps: int = 500  # linear
     final_lr_fraction: float = 0.02  # cosine down to this share of lr
-    clip_norm: float = 1.0
+    clip_norm: float = 1.0  # longer gradients are shortened to this
     precision: str = "bf16"  # "bf16" (autocast) or "fp32"
-    ema: float = 0.999  # 0 switches it off
+    ema: float = 0.999  # decay of the averaged weights, which are the ones that act; 0 switches it off
     threads: int = 0  # torch threads; 0 leaves torch's choice
-    device: str = "auto"
-    log_every: int = 50
-    checkpoint_every: int = 1000
-    validate_every: int = 1000  # 0: never
+    device: str = "auto"  # "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", ...
+    log_every: int = 50  # steps
+    checkpoint_every: int = 1000  # steps; the last step is always saved
+    validate_every: int = 1000  # steps; 0: never
     imagine_every: int = 2000  # imagined futures as images in the log; 0: never
     evaluate_every: int = 0  # closed-loop evaluation while training; 0: never
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = 2  # the newest ones
 
 
 @dataclass
@@ -144,7 +144,7 @@ class EvaluationConfig:
     """Closed-loop evaluation while training."""
 
     episodes_per_task: int = 10
-    num_envs: int = 8
+    num_envs: int = 8  # environments that are planned for in one batch
     env_workers: int = 2  # processes that step environments
     exec_steps: int = 8  # steps executed of each chunk before planning again
     seed: int = 100_000  # evaluation scenes: scene i of every task has seed + i
@@ -176,22 +176,22 @@ class EvalConfig:
     """`padpolicy eval`. The evaluation's settings stand at the top level: `episodes_per_task=10`."""
 
     checkpoint: str = MISSING  # run directory, checkpoint directory, or the name of a shipped policy ("tabletop")
-    out: str = MISSING
-    tasks: list[str] = field(default_factory=list)
+    out: str = MISSING  # folder for results.json, videos/ and index.html
+    tasks: list[str] = field(default_factory=list)  # empty: all that are not held out
     env: EnvConfig = field(default_factory=EnvConfig)
-    device: str = "auto"
-    threads: int = 0
+    device: str = "auto"  # "auto" (a GPU if there is one), "cpu", "cuda", ...
+    threads: int = 0  # torch threads; 0 leaves torch's choice
     floor: str = ""  # "": the policy; "no_image", "no_text" or "replay": what a policy without eyes, ears or brain gets
     episodes_per_task: int = 10
-    num_envs: int = 8
-    env_workers: int = 2
-    exec_steps: int = 8
-    seed: int = 100_000
-    steps: int = 0
-    guidance: float = 0.0
-    paraphrase: str = "canonical"
-    videos: int = 12
-    imagine: bool = True
+    num_envs: int = 8  # environments that are planned for in one batch
+    env_workers: int = 2  # processes that step environments
+    exec_steps: int = 8  # steps executed of each chunk before planning again
+    seed: int = 100_000  # scene i of every task has seed + i
+    steps: int = 0  # sampling steps; 0: the policy's own
+    guidance: float = 0.0  # scale over text; 0: the policy's own
+    paraphrase: str = "canonical"  # "canonical", "random" or "held_out"
+    videos: int = 12  # rollouts shown on the page
+    imagine: bool = True  # draw what the policy imagined beside what happened
     other_instruction: bool = False  # also run each scene under another of its instructions
     demonstrations: str = ""  # store whose actions floor=replay plays
     imagination: str = ""  # store of held-out episodes on which imagined futures are measured
@@ -202,15 +202,15 @@ class EvalConfig:
 class CollectConfig:
     """`padpolicy collect`."""
 
-    out: str = MISSING
+    out: str = MISSING  # the store; the same command again goes on where it stopped
     env: EnvConfig = field(default_factory=EnvConfig)
-    tasks: list[str] = field(default_factory=list)
+    tasks: list[str] = field(default_factory=list)  # empty: all that are not held out
     episodes_per_task: int = 10
     seed: int = 0  # episode j of task i has a seed that is a function of (seed, i, j)
-    workers: int = 2
+    workers: int = 2  # processes that record
     noise: float = 0.5  # share of episodes with disturbed execution and clean expert labels
     keep_failures: bool = False  # failures are useful as action-free video
-    depth: bool = True
+    depth: bool = True  # record depth too
     actions: bool = True  # False writes an action-free store
 
 
@@ -220,8 +220,9 @@ class QuickstartConfig:
 
     out: str = "quickstart"
     seed: int = 100_000
-    episodes_per_task: int = 1
-    threads: int = 0
+    tasks: list[str] = field(default_factory=list)  # of the shipped policy; empty: all that are not held out
+    episodes_per_task: int = 1  # of the shipped policy
+    threads: int = 0  # torch threads; 0 leaves torch's choice
     train_seconds: int = 150  # how long the small policy trains
     train_steps: int = 0  # >0: instead of train_seconds
 

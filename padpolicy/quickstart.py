@@ -39,7 +39,7 @@ def quickstart(cfg: QuickstartConfig) -> dict[str, Any]:
     work.mkdir(parents=True)
 
     _say(f"1/4  The shipped policy, {cfg.episodes_per_task} new scene(s) for each of its tasks")
-    shipped = _evaluate(cfg, "tabletop", work / "shipped", [], cfg.episodes_per_task, films=12)
+    shipped = _evaluate(cfg, "tabletop", work / "shipped", cfg.tasks, cfg.episodes_per_task, films=12)
 
     _say(f"2/4  Scripted experts show the robot how to {TASK.replace('_', ' ')}; others are only filmed")
     _collect(work / "demonstrations.zarr", [TASK], DEMONSTRATIONS, cfg, actions=True)
