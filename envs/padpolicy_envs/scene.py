@@ -193,9 +193,13 @@ def mjcf() -> str:
   <compiler angle="radian" autolimits="true"/>
   <option timestep="{PHYSICS_DT}" integrator="implicitfast" cone="elliptic" impratio="10" iterations="100"
           ls_iterations="50"/>
-  <visual><global offwidth="512" offheight="512"/><map znear=".005" zfar="20"/><quality shadowsize="1024"/></visual>
+  <visual>
+    <headlight ambient=".5 .5 .5" diffuse="0 0 0" specular="0 0 0"/>
+    <map znear=".005" zfar="20"/>
+    <quality shadowsize="512" offsamples="0"/>
+  </visual>
   <worldbody>
-    <light name="lamp" pos=".6 0 1.4" dir="0 0 -1" diffuse=".8 .8 .8" ambient=".35 .35 .35" specular="0 0 0"/>
+    <light name="lamp" pos="1.1 0 1.3" dir="0 0 -1" cutoff="60" exponent="0" ambient="0 0 0" specular="0 0 0"/>
     <camera name="front" pos=".96 0 .66" xyaxes="0 1 0 -.753 0 .658" fovy="36"/>
     <geom name="table" type="plane" size="0 0 1" {_TABLE} friction=".7 .01 .0005"/>
     {_arm()}

@@ -1,5 +1,7 @@
 """Pictures and depth against geometry."""
 
+import os
+
 import gymnasium
 import mujoco
 import numpy as np
@@ -148,3 +150,15 @@ def test_gl_says_what_is_missing(env, monkeypatch):
     monkeypatch.setattr(mujoco, "Renderer", no_gl)
     with pytest.raises(RuntimeError, match=r"apt install libosmesa6.*renderer=\"rays\" needs none of this"):
         gymnasium.make(ID, renderer="gl").reset(seed=0)
+
+
+@pytest.mark.skipif("MUJOCO_GL" not in os.environ, reason="set MUJOCO_GL (osmesa, egl) to compare GL with rays")
+def test_gl_agrees_with_rays(env):
+    other = gymnasium.make(ID, renderer="gl")
+    for seed in range(3):
+        rays, gl = env.reset(seed=seed)[0], other.reset(seed=seed)[0]
+        for camera in env.cameras:
+            gap = np.abs(rays[f"depth_{camera}"].astype(int) - gl[f"depth_{camera}"])
+            assert (gap <= 3).mean() > 0.99
+            assert np.abs(rays[f"rgb_{camera}"].astype(int) - gl[f"rgb_{camera}"]).mean() < 10
+    other.close()
