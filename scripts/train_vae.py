@@ -1,0 +1,184 @@
+"""Trains the shipped VAE: a small diffusers AutoencoderKL, eight times fewer pixels a side, on tabletop and MetaWorld frames.
+
+The commands that made data/weights/vae (see scripts/tabletop_frames.py and scripts/metaworld_frames.py for the frames):
+
+    python scripts/train_vae.py --frames frames/tabletop frames/metaworld --share 0.6 0.4 --work runs/vae --steps 4500
+    python scripts/train_vae.py --work runs/vae --export data/weights/vae --frames frames/tabletop frames/metaworld
+
+The first one resumes exactly if it is stopped: every draw is a function of (seed, step). The second one writes the
+averaged weights as fp16 in diffusers' layout, fits the latents' statistics on training frames and prints the
+reconstruction error on test frames. `--frames NAME` means NAME_train.npy and NAME_test.npy, uint8 (N, H, W, 3).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import train_state
+from diffusers import AutoencoderKL
+from diffusers.training_utils import EMAModel
+from muon import Muon
+from torch import Tensor
+
+from padpolicy import draws
+
+
+def make_vae(widths: list[int], channels: int) -> AutoencoderKL:
+    return AutoencoderKL(
+        down_block_types=["DownEncoderBlock2D"] * len(widths),
+        up_block_types=["UpDecoderBlock2D"] * len(widths),
+        block_out_channels=widths,
+        layers_per_block=1,
+        latent_channels=channels,
+        norm_num_groups=8,
+        sample_size=96,
+    )
+
+
+def crops(sources: list[np.ndarray], share: list[float], seed: int, step: int, batch: int, size: int) -> Tensor:
+    """Random crops (batch, 3, size, size), float32 in [-1, 1]."""
+    rng = draws.generator(seed, step, 0, "crops")
+    out = np.empty((batch, size, size, 3), np.uint8)
+    for row in range(batch):
+        frames = sources[rng.choice(len(sources), p=share)]
+        y, x = rng.integers(frames.shape[1] - size + 1), rng.integers(frames.shape[2] - size + 1)
+        out[row] = frames[rng.integers(len(frames)), y : y + size, x : x + size]
+    return to_network(out)
+
+
+def to_network(frames: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(frames)).movedim(-1, 1).float().div(127.5).sub(1).contiguous()
+
+
+def loss_terms(vae: AutoencoderKL, image: Tensor, seed: int, step: int) -> dict[str, Tensor]:
+    """Per pixel and colour: squared error, absolute error, the same of horizontal and vertical differences, and KL."""
+    with torch.autocast(image.device.type, torch.bfloat16):
+        posterior = vae.encode(image).latent_dist
+        mean, logvar = posterior.mean.float(), posterior.logvar.float()
+        rows = torch.arange(len(image), device=image.device)
+        noise = draws.normal(seed, step, rows, "posterior", mean.shape[1:])
+        out = vae.decode(mean + (0.5 * logvar).exp() * noise).sample
+    error = out.float() - image
+    kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum() / image.numel()
+    edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+    return {"mse": error.square().mean(), "mae": error.abs().mean(), "edges": edges, "kl": kl}
+
+
+def psnr(vae: AutoencoderKL, frames: np.ndarray) -> float:
+    """Decibels over all pixels of the frames, decoded from the posterior's mean and rounded to uint8."""
+    squared, count = 0.0, 0
+    device = next(vae.parameters()).device
+    with torch.no_grad():
+        for part in np.array_split(frames, math.ceil(len(frames) / 32)):
+            out = vae.decode(vae.encode(to_network(part).to(device)).latent_dist.mean).sample
+            out = ((out + 1) * 127.5).round().clamp(0, 255).movedim(1, -1).cpu().numpy().astype(np.float64)
+            squared, count = squared + ((out - part) ** 2).sum(), count + part.size
+    return 10 * math.log10(255**2 / (squared / count))
+
+
+def make_optimizers(vae: AutoencoderKL, lr: float) -> list[torch.optim.Optimizer]:
+    """Muon for the inner convolutions, AdamW for the first, the last and everything that is not a matrix."""
+    inner = [p for name, p in vae.named_parameters() if p.ndim >= 2 and "conv_in" not in name and "conv_out" not in name]
+    others = [p for p in vae.parameters() if not any(p is q for q in inner)]
+    return [Muon(inner, lr), torch.optim.AdamW(others, 0.4 * lr, betas=(0.9, 0.98), weight_decay=0.0)]
+
+
+def train(args: argparse.Namespace) -> None:
+    args.work.mkdir(parents=True, exist_ok=True)
+    sources = [np.load(f"{name}_train.npy", mmap_mode="r") for name in args.frames]
+    tests = {Path(name).name: np.load(f"{name}_test.npy", mmap_mode="r") for name in args.frames}
+    share = args.share or [1 / len(sources)] * len(sources)
+    torch.manual_seed(args.seed)
+    vae = make_vae(args.widths, args.channels).to(args.device)
+    ema = EMAModel(vae.parameters(), decay=args.ema)
+    optimizers = make_optimizers(vae, args.lr)
+    full_lr = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
+    first = train_state.restore(args.work, vae, ema, optimizers)
+    began = time.monotonic()
+    for step in range(first, args.steps):
+        warm, left = min(1.0, (step + 1) / 100), 0.5 * (1 + math.cos(math.pi * step / args.steps))
+        for optimizer, lr in zip(optimizers, full_lr, strict=True):
+            optimizer.param_groups[0]["lr"] = lr * warm * (0.01 + 0.99 * left)
+        terms = loss_terms(vae, crops(sources, share, args.seed, step, args.batch, args.crop).to(args.device), args.seed, step)
+        loss = terms["mse"] + args.mae * terms["mae"] + args.edges * terms["edges"] + args.kl * terms["kl"]
+        vae.zero_grad()
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        ema.step(vae.parameters())
+        done = step + 1
+        if done % 50 == 0:
+            values = " ".join(f"{name} {value.item():.5f}" for name, value in terms.items())
+            print(f"{done}/{args.steps} {time.monotonic() - began:.0f} s  {values}", flush=True)
+        if done % args.checkpoint_every == 0 or done == args.steps:
+            about = {"widths": args.widths, "channels": args.channels}
+            train_state.save(args.work, done, vae, ema, optimizers, **about)
+            ema.store(vae.parameters())
+            ema.copy_to(vae.parameters())
+            found = {name: round(psnr(vae, frames[:: max(1, len(frames) // 64)]), 2) for name, frames in tests.items()}
+            ema.restore(vae.parameters())
+            print(f"{done}: averaged weights, test PSNR {found}", flush=True)
+
+
+def export(args: argparse.Namespace) -> None:
+    from padpolicy.encoders.image import ImageEncoder, fit_latent_stats
+
+    about = train_state.progress(args.work)
+    vae = make_vae(about["widths"], about["channels"])
+    vae.load_state_dict(train_state.averaged(args.work))
+    vae.half().save_pretrained(args.export)
+    vae.float()
+    parts = [np.load(f"{name}_train.npy", mmap_mode="r") for name in args.frames]
+    stats = fit_latent_stats(vae, np.concatenate([part[:: max(1, len(part) // 1000)] for part in parts]))
+    (args.export / "latent_stats.json").write_text(json.dumps(stats, indent=1) + "\n")
+    encoder = ImageEncoder.load(str(args.export), "cpu")
+    print(f"fingerprint {encoder.fingerprint}, step {about['step']}")
+    for name in args.frames:
+        frames = np.load(f"{name}_test.npy")
+        labels = json.loads(Path(f"{name}_test.json").read_text())
+        print(f"{name}: {len(frames)} test frames, PSNR {psnr(vae, frames):.2f} dB")
+        for view in sorted({label["view"] for label in labels}):
+            rows = [i for i, label in enumerate(labels) if label["view"] == view]
+            print(f"    {view}: {psnr(vae, frames[rows]):.2f} dB")
+    image = np.load(f"{args.frames[0]}_test.npy", mmap_mode="r")[:16]
+    for n in (1, 16):
+        encoder.encode(image[:n])
+        began = time.perf_counter()
+        for _ in range(5):
+            encoder.encode(image[:n])
+        print(f"encode, batch {n}: {(time.perf_counter() - began) / 5 / n * 1000:.1f} ms per frame")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--frames", nargs="+", required=True, help="frame sets: path without _train.npy")
+    parser.add_argument("--share", nargs="+", type=float, help="share of each frame set in a batch; equal without it")
+    parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints")
+    parser.add_argument("--export", type=Path, help="write the averaged weights of --work here instead of training")
+    parser.add_argument("--widths", nargs="+", type=int, default=[16, 32, 64, 64], help="channels per resolution")
+    parser.add_argument("--channels", type=int, default=16, help="latent channels")
+    parser.add_argument("--steps", type=int, default=4500)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--crop", type=int, default=64, help="pixels a side of training crops")
+    parser.add_argument("--lr", type=float, default=4e-3, help="of Muon; AdamW's is 0.4 of it")
+    parser.add_argument("--ema", type=float, default=0.995)
+    parser.add_argument("--mae", type=float, default=0.02, help="weight of the absolute error")
+    parser.add_argument("--edges", type=float, default=0.02, help="weight of the error of differences: sharp edges")
+    parser.add_argument("--kl", type=float, default=5e-4, help="weight of the divergence from a unit normal")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--checkpoint-every", type=int, default=250)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    export(args) if args.export else train(args)
+
+
+if __name__ == "__main__":
+    main()
