@@ -63,9 +63,9 @@ class ActionSpec:
             raise ValueError("frame 'tool' needs x, y, z and a rotation ('yaw' or '6d'); else use 'base'.")
         self.units = self.units or ["1"] * self.dim
         self.scale = self.scale or [1.0] * self.dim
-        for name, value in (("units", self.units), ("scale", self.scale)):
-            if len(value) != self.dim:
-                raise ValueError(f"action {name} has {len(value)} entries for {self.dim} names {self.names}.")
+        for name, n in (("units", len(self.units)), ("scale", len(self.scale))):
+            if n != self.dim:
+                raise ValueError(f"action {name} has {n} entries for {self.dim} names {self.names}.")
         if not self.dt_s > 0:
             raise ValueError(f"action dt_s is {self.dt_s}; expected seconds, more than 0.")
 

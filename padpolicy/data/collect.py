@@ -16,7 +16,7 @@ import threading
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -148,8 +148,8 @@ def _make_env(cfg: CollectConfig) -> Any:
 
 def _settings(cfg: CollectConfig, tasks: list[str]) -> dict[str, Any]:
     """What must stay the same for a store to be continued."""
-    settings = {"env": asdict(cfg.env), "tasks": tasks, "seed": cfg.seed, "noise": cfg.noise, "depth": cfg.depth}
-    settings["env"].pop("tasks")
+    env = {name: value for name, value in asdict(cfg.env).items() if name != "tasks"}
+    settings = {"env": env, "tasks": tasks, "seed": cfg.seed, "noise": cfg.noise, "depth": cfg.depth}
     return settings | {"keep_failures": cfg.keep_failures, "actions": cfg.actions}
 
 
@@ -215,7 +215,8 @@ def _record_all(cfg: CollectConfig, jobs: list[Job]) -> Iterator[tuple[Job, tupl
     workers = min(cfg.workers, len(jobs))
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_end_with_parent)
     try:
-        waiting, flying = deque(jobs), deque()
+        waiting = deque(jobs)
+        flying: deque[tuple[Job, Future[tuple[Episode | None, int]]]] = deque()
         while waiting or flying:
             while waiting and len(flying) < _AHEAD * workers:
                 job = waiting.popleft()

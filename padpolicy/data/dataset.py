@@ -217,11 +217,10 @@ class Mixture:
                 )
         robots = self.robot_sources
         for source in robots[1:]:
-            one, other = robots[0].action_spec, source.action_spec
-            if one != other:
+            if robots[0].action_spec != source.action_spec:
                 raise StoreError(
-                    f"{robots[0].store.path} has actions {one.kind} {one.names}, {source.store.path} has {other.kind} "
-                    f"{other.names}: one policy needs one action space. Convert one of them."
+                    f"{robots[0].store.path} has the actions {robots[0].action_spec}, {source.store.path} has "
+                    f"{source.action_spec}: one policy needs one action space. Convert one of them."
                 )
 
     @property
@@ -330,7 +329,7 @@ def loader(stream: BatchStream, start: int, stop: int, workers: int = 0, pin_mem
         batch_size=None,
         sampler=range(start, stop),
         num_workers=workers,
-        collate_fn=_as_it_is,
+        collate_fn=_as_it_is,  # type: ignore[arg-type]  # without batch_size it is given what the stream gives
         pin_memory=pin_memory,
         **options,
     )

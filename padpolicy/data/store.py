@@ -31,9 +31,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+import google_crc32c
+import numcodecs
 import numpy as np
 import zarr
-from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec
 
 from padpolicy.data.actions import ActionSpec
 
@@ -46,6 +48,7 @@ META = {
     "episode_source": "str",
     "episode_id": "str",
 }
+_BLOSC = numcodecs.Blosc()  # decodes whatever blosc wrote
 _META_CHUNK = 4096  # episodes
 _CHUNK_BYTES = 600_000  # of decoded frames: a single random frame stays cheap, and files stay few
 
@@ -111,7 +114,7 @@ class Finding:
 class Store:
     """An open store. Reading is safe from several threads; a read-only store can be pickled and opens again lazily."""
 
-    def __init__(self, path: str | Path, mode: str = "r", cache_bytes: int = 256 << 20) -> None:
+    def __init__(self, path: str | Path, mode: str = "r", cache_bytes: int = 512 << 20) -> None:
         """Args: mode: "r" reads; "a" also appends and takes the lock.   cache_bytes: decoded chunks kept in memory.
 
         Raises:  StoreError where the store is damaged or not one of ours, or where another process writes to it.
@@ -120,7 +123,11 @@ class Store:
             raise StoreError(f"mode {mode!r}: expected 'r' (read) or 'a' (append).")
         self.path, self.mode, self.cache_bytes = Path(path), mode, cache_bytes
         self._lock_file = lock(self.path) if mode == "a" else None
-        self._open()
+        try:
+            self._open()
+        except Exception:
+            self.close()
+            raise
         if mode == "a":
             for leftover in self.path.rglob("*.partial"):  # of a write that was killed before its rename
                 leftover.unlink(missing_ok=True)
@@ -148,18 +155,20 @@ class Store:
         return cls(path, "a")
 
     @classmethod
-    def open(cls, path: str | Path, mode: str = "r", cache_bytes: int = 256 << 20) -> Store:
+    def open(cls, path: str | Path, mode: str = "r", cache_bytes: int = 512 << 20) -> Store:
         return cls(path, mode, cache_bytes)
 
     def _open(self) -> None:
-        self.group, self.attrs, problems = open_checked(self.path)
+        group, self.attrs, problems = open_checked(self.path)
         errors = [problem for problem in problems if problem.level == "error"]
-        if errors:
+        if group is None or errors:
             more = f" ({len(errors) - 1} more: padpolicy validate {self.path})" if len(errors) > 1 else ""
             raise StoreError(f"{self.path}: {errors[0].where}: {errors[0].message}{more}")
+        self.group: zarr.Group = group
         self.n_episodes: int = self.attrs["n_episodes"]
         self.meta = {name: self.group[f"meta/{name}"][: self.n_episodes] for name in META}
         self._arrays: dict[str, zarr.Array] = {}
+        self._chunk_rows: dict[str, int] = {}
         self._chunks: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
         self._cached_bytes = 0
         self._cache_lock = threading.Lock()
@@ -183,7 +192,9 @@ class Store:
         return {"path": self.path, "cache_bytes": self.cache_bytes}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["path"], "r", state["cache_bytes"])
+        self.path, self.mode, self.cache_bytes = state["path"], "r", state["cache_bytes"]
+        self._lock_file = None
+        self._open()
 
     # -- what is in it -------------------------------------------------------------------------------------------
 
@@ -267,14 +278,21 @@ class Store:
 
         Raises:  StoreError for rows that are not committed, and for a chunk that is missing or fails its checksum.
         """
-        array, rows = self.array(name), np.asarray(rows, np.int64)
-        if len(rows) and not (0 <= rows.min() and rows.max() < self.n_rows):
-            raise StoreError(f"{self.path}: rows {rows.min()}..{rows.max()} of {name}; expected 0..{self.n_rows - 1}.")
-        out = np.empty((len(rows), *array.shape[1:]), array.dtype)
-        chunk_of = rows // array.chunks[0]
+        if name not in self._chunk_rows:
+            self._chunk_rows[name] = self.array(name).chunks[0]  # zarr builds this anew each time it is asked
+        size, rows = self._chunk_rows[name], np.asarray(rows, np.int64)
+        if len(rows) == 0:
+            return np.empty((0, *self.array(name).shape[1:]), self.array(name).dtype)
+        first, last = int(rows.min()), int(rows.max())
+        if first < 0 or last >= self.n_rows:
+            raise StoreError(f"{self.path}: rows {first}..{last} of {name}; expected 0..{self.n_rows - 1}.")
+        if first // size == last // size:  # the usual case, in training
+            return self._chunk(name, first // size)[rows - first // size * size]
+        chunk_of = rows // size
+        out = np.empty((len(rows), *self.array(name).shape[1:]), self.array(name).dtype)
         for chunk in np.unique(chunk_of):
             here = chunk_of == chunk
-            out[here] = self._chunk(name, int(chunk))[rows[here] - chunk * array.chunks[0]]
+            out[here] = self._chunk(name, int(chunk))[rows[here] - chunk * size]
         return out
 
     def _chunk(self, name: str, chunk: int) -> np.ndarray:
@@ -450,9 +468,10 @@ def open_checked(path: str | Path) -> tuple[zarr.Group | None, dict[str, Any], l
             message = f"it has {array.shape[0]} entries for {n} committed episodes: the array is too short."
             found.append(Finding("error", f"meta/{name}", message))
     rows = 0
-    if not found and n:
+    ends_array = meta["episode_ends"]
+    if not found and n and ends_array is not None:
         try:
-            ends = meta["episode_ends"][:n]
+            ends = ends_array[:n]
         except Exception as error:
             return group, attrs, [Finding("error", "meta/episode_ends", f"it cannot be read ({error}). Restore it.")]
         steps = np.diff(ends, prepend=0)
@@ -504,7 +523,8 @@ def read_chunk(path: Path, array: zarr.Array, chunk: int, n_rows: int, episode_e
     try:
         if array.chunks[1:] == array.shape[1:] and not file.is_file():
             raise FileNotFoundError("the chunk's file is missing")
-        return array[start:stop]
+        decoded = _decode_ours(array, file)
+        return array[start:stop] if decoded is None else decoded[: stop - start]
     except Exception as error:  # the checksum, the decompressor and the file system each raise their own
         episode = int(np.searchsorted(episode_ends, start, side="right"))
         first = int(episode_ends[episode - 1]) if episode else 0
@@ -513,6 +533,21 @@ def read_chunk(path: Path, array: zarr.Array, chunk: int, n_rows: int, episode_e
             f"{array.path}: rows {start}..{stop - 1} (episode {episode}, step {start - first}, to episode {last}) "
             f"cannot be read: {str(error).split('. Stored')[0]}. Restore {file} from a copy, or rebuild the store."
         ) from error
+
+
+def _decode_ours(array: zarr.Array, file: Path) -> np.ndarray | None:
+    """A chunk with the codecs that `create_rows` chooses, three to five times faster than through zarr.
+
+    Returns None for any other array: zarr reads those.
+    """
+    codecs = [type(codec) for codec in getattr(array.metadata, "codecs", ())]
+    if codecs != [BytesCodec, BloscCodec, Crc32cCodec] or array.chunks[1:] != array.shape[1:]:
+        return None
+    data = file.read_bytes()
+    if google_crc32c.value(data[:-4]).to_bytes(4, "little") != data[-4:]:
+        raise ValueError("stored and computed checksum do not match")
+    dtype = array.dtype.newbyteorder("<")
+    return np.frombuffer(_BLOSC.decode(data[:-4]), dtype).reshape(array.chunks)
 
 
 def write_attrs(group_path: Path, attrs: dict[str, Any]) -> None:
@@ -559,6 +594,6 @@ def _lock_exclusively(stream: IO[str]) -> None:
     except ImportError:  # Windows
         import msvcrt
 
-        msvcrt.locking(stream.fileno(), msvcrt.LK_NBLCK, 1)
+        msvcrt.locking(stream.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
     else:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -15,11 +15,16 @@ _IRREGULAR = 0.5  # share of the usual step by which a step may differ before it
 
 
 def validate(path: str | Path, progress: Callable[[float], None] | None = None) -> list[Finding]:
-    """What is wrong with the store at `path`, worst first; an empty list, or one without errors, means it can be used.
+    """What is wrong with the store, or folder of videos, at `path`, worst first; without errors it can be used.
 
     Args: progress: is called with the share done, 0..1.
     """
     path = Path(path)
+    if path.is_dir() and not (path / "zarr.json").is_file() and not (path / ".zgroup").is_file():
+        from padpolicy.data import video  # needs PyAV, and only here
+
+        if video.find_videos(path):
+            return _check_videos(path)
     group, attrs, found = open_checked(path)
     if group is None or "n_episodes" not in attrs or any(f.where in ("attributes", "meta/episode_ends") for f in found):
         return found
@@ -53,6 +58,31 @@ def validate(path: str | Path, progress: Callable[[float], None] | None = None) 
     if group.metadata.zarr_format == 2:
         found.append(Finding("info", "format", "zarr format 2 has no checksums: flipped bits cannot be found here."))
     return sorted(found, key=lambda finding: ("error", "warning", "info").index(finding.level))
+
+
+def _check_videos(folder: Path) -> list[Finding]:
+    """Decodes every video of a folder."""
+    from padpolicy.data import video
+
+    found, readable = [], 0
+    try:
+        captions = video.check_captions(folder)
+    except StoreError as error:
+        return [Finding("error", "captions", str(error))]
+    for file in video.find_videos(folder):
+        name = file.relative_to(folder).as_posix()
+        try:
+            for _ in video.decode(file, image_size=16):
+                pass
+        except ValueError as error:
+            found.append(Finding("warning", name, f"{error}. Training leaves it out; replace or remove it."))
+            continue
+        readable += 1
+        if name not in captions:
+            found.append(Finding("info", name, "it has no caption: it is learned from without words."))
+    if not readable:
+        found.insert(0, Finding("error", str(folder), "none of the video files can be read."))
+    return found
 
 
 def _check_episodes(group: zarr.Group, attrs: dict, n: int, damaged: set[str]) -> list[Finding]:

@@ -42,11 +42,7 @@ def open_folder(folder: str | Path, image_size: int, progress: Callable[[int, in
     files = find_videos(folder)
     if not files:
         raise StoreError(f"{folder}: neither a store nor a folder with video files ({', '.join(SUFFIXES)}).")
-    captions = read_captions(folder)
-    if unknown := sorted(set(captions) - {file.relative_to(folder).as_posix() for file in files}):
-        raise StoreError(
-            f"{folder}: captions name {unknown[0]!r}, which is not there ({len(unknown)} such). Correct them."
-        )
+    captions = check_captions(folder)
     path = cache_folder() / f"{folder.name}-{_key(folder, files, captions, image_size)}.zarr"
     if not path.exists():
         _decode_all(folder, files, captions, image_size, path, progress)
@@ -65,6 +61,16 @@ def cache_folder() -> Path:
     """Where decoded videos are kept: $PADPOLICY_CACHE, else padpolicy/ in the user's cache."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("PADPOLICY_CACHE") or Path(base) / "padpolicy") / "videos"
+
+
+def check_captions(folder: Path) -> dict[str, str]:
+    """`read_captions`, with a StoreError for captions of files that are not there."""
+    captions = read_captions(folder)
+    if unknown := sorted(set(captions) - {file.relative_to(folder).as_posix() for file in find_videos(folder)}):
+        raise StoreError(
+            f"{folder}: captions name {unknown[0]!r}, which is not there ({len(unknown)} such). Correct them."
+        )
+    return captions
 
 
 def read_captions(folder: Path) -> dict[str, str]:

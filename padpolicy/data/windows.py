@@ -76,17 +76,23 @@ def frames(
     A frame asked for after now is never "now" itself while the episode has a later one: a video of few frames
     would otherwise teach that nothing moves.
     """
-    time_s = timestamp_s[start:stop] * speed
-    offsets_s = np.asarray(offsets_s, np.float64)
-    wanted_s = time_s[now - start] + offsets_s
-    after = np.clip(np.searchsorted(time_s, wanted_s), 1, max(len(time_s) - 1, 1))
-    before = after - 1
-    after = np.minimum(after, len(time_s) - 1)
-    nearest = np.where(wanted_s - time_s[before] <= time_s[after] - wanted_s, before, after)
-    nearest = np.where(offsets_s > 0, np.maximum(nearest, min(now - start + 1, len(time_s) - 1)), nearest)
-    nearest = np.where(offsets_s == 0, now - start, nearest)
-    slack_s = 0.5 * (float(np.median(np.diff(time_s))) if len(time_s) > 1 else dt_s)
-    is_pad = (wanted_s > time_s[-1] + slack_s) | (wanted_s < time_s[0] - slack_s)
-    is_pad |= (offsets_s > 0) & (nearest == now - start)  # the last row has no future
-    real_s = time_s[nearest] - time_s[now - start]
-    return Rows(nearest + start, is_pad, np.where(is_pad, offsets_s, real_s).astype(np.float32))
+    time_s, here = timestamp_s[start:stop], now - start
+    last = len(time_s) - 1
+    now_s = time_s[here]
+    slack_s = 0.5 * ((time_s[last] - time_s[0]) / last if last else dt_s / speed)
+    rows, is_pad, real_s = [], [], []
+    for offset_s in offsets_s:
+        wanted_s = now_s + offset_s / speed
+        after = min(int(np.searchsorted(time_s, wanted_s)), last)
+        before = max(after - 1, 0)
+        nearest = before if wanted_s - time_s[before] <= time_s[after] - wanted_s else after
+        if offset_s == 0:
+            nearest = here
+        elif offset_s > 0:
+            nearest = max(nearest, min(here + 1, last))
+        outside = wanted_s > time_s[last] + slack_s or wanted_s < time_s[0] - slack_s
+        outside = outside or (offset_s > 0 and nearest == here)  # the last row has no future
+        rows.append(start + nearest)
+        is_pad.append(outside)
+        real_s.append(offset_s if outside else (time_s[nearest] - now_s) * speed)
+    return Rows(np.array(rows, np.int64), np.array(is_pad, bool), np.array(real_s, np.float32))

@@ -135,6 +135,7 @@ with Store.open(sys.argv[1], "a") as store:
     print("ready", flush=True)
     while True:
         store.append(conftest.make_episode(store.n_episodes, spec))
+        print("appended", flush=True)
 """
 
 
@@ -148,14 +149,14 @@ def test_kill_9_at_random_moments_of_appending_harms_no_committed_row(new_store,
         )
         with child:
             assert child.stdout.readline() == b"ready\n"
-            time.sleep(rng.uniform(0.05, 0.6))
+            assert child.stdout.readline() == b"appended\n"
+            time.sleep(rng.uniform(0, 0.3))
             os.kill(child.pid, signal.SIGKILL)
         store = Store.open(path)
-        assert store.n_episodes >= counts[-1]
+        assert store.n_episodes > counts[-1]
         counts.append(store.n_episodes)
         for i in range(counts[-2] - 1, store.n_episodes):
             build.assert_same(store.episode(i), build.episode(i, build.spec()))
-    assert counts[-1] > 3
     Store.open(path, "a").close()
     assert not list(path.rglob("*.partial"))
 

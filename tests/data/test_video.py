@@ -103,6 +103,10 @@ def test_damaged_files_are_named_and_left_out(folder):
     data = (folder / "slow.mp4").read_bytes()
     (folder / "cut.mp4").write_bytes(data[: len(data) // 3])
     (folder / "empty.mp4").write_bytes(b"")
+    assert {f.where: f.level for f in validate(folder) if f.level != "info"} == {
+        "cut.mp4": "warning",
+        "empty.mp4": "warning",
+    }
     for _ in range(2):  # the second time from the cache
         with pytest.warns(UserWarning) as caught:
             store = open_folder(folder, 16)
@@ -134,3 +138,4 @@ def test_bad_captions_are_errors(folder, name, text, message):
     (folder / name).write_text(text)
     with pytest.raises(StoreError, match=message):
         open_folder(folder, 16)
+    assert [(f.level, f.where) for f in validate(folder)] == [("error", "captions")]
