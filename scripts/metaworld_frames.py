@@ -1,13 +1,14 @@
-"""Draws MetaWorld frames to train the shipped VAE on: all 50 tasks, third-person and wrist view, expert and random motion.
+"""Draws MetaWorld frames to train the shipped VAE on: all 50 tasks, two views, expert and random motion.
 
-MetaWorld pins an old mujoco, so it lives in an environment of its own (its `packaging` dependency is not declared), and
+MetaWorld pins an old mujoco, so it lives in an environment of its own (its need of `packaging` is not declared), and
 drawing needs EGL (Debian: libegl1 libgl1 libgl1-mesa-dri). The command that drew the frames of the shipped VAE:
 
     uv venv mw -p 3.11 && uv pip install -p mw/bin/python metaworld==3.1.1 packaging
     MUJOCO_GL=egl mw/bin/python scripts/metaworld_frames.py --out frames
 
-Writes frames/metaworld_{train,test}.npy, uint8 (N, 96, 96, 3), and metaworld_{train,test}.json with one entry per frame:
-task, view ("corner4" or "gripperPOV"), seed, step, and `done` (the expert has just succeeded). Test seeds are never trained on.
+Writes frames/metaworld_{train,test}.npy, uint8 (N, 96, 96, 3), and metaworld_{train,test}.json with one entry per
+frame: task, view ("corner4" or "gripperPOV"), seed, step, and `done` (the expert has just succeeded). Test seeds are
+never trained on.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ FIRST_TEST_SEED = 1000
 
 
 def make_env(task: str, size: int) -> Any:
-    """An environment whose `seed` is honoured, cheap to draw: no multisampling, no shadows (they cost 15x in software GL)."""
+    """An environment whose `seed` is honoured and that is cheap to draw.
+
+    Multisampling and shadows are off: they cost 15 times as much in software GL.
+    """
     env = metaworld.ALL_V3_ENVIRONMENTS[task]()
     env._partially_observable = False
     env._freeze_rand_vec = False

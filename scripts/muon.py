@@ -1,5 +1,6 @@
-"""Muon: momentum whose matrices are made orthogonal before they are applied (Jordan et al., 2024; lr scaled as in Moonlight).
+"""Muon: momentum whose matrices are made orthogonal before they are applied (Jordan et al., 2024).
 
+The step is scaled to the length of AdamW's, as Moonlight does.
 Trains the small VAE in about half the steps of AdamW here: at step 250 21.6 dB instead of 20.4 dB on the same crops.
 """
 

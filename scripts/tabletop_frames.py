@@ -1,13 +1,13 @@
-"""Draws tabletop frames to train the shipped encoders on: both cameras, expert, disturbed and random motion, many scenes.
+"""Draws tabletop frames to train the shipped encoders on: both cameras, many scenes, expert and random motion.
 
 The command that drew the frames of the shipped VAE and text tower (3 minutes on one core):
 
     python scripts/tabletop_frames.py --out frames
 
-Writes frames/tabletop_{train,test}.npy, uint8 (N, 96, 96, 3), and tabletop_{train,test}.json with one entry per frame:
-task, view ("front" or "wrist"), seed, step, and `done` (the instruction is fulfilled). Of every episode the first and the
-last moment are drawn, of the others a share. Held-out tasks occur in the test frames only, and test seeds are never
-trained on.
+Writes frames/tabletop_{train,test}.npy, uint8 (N, 96, 96, 3), and tabletop_{train,test}.json with one entry per
+frame: task, view ("front" or "wrist"), seed, step, and `done` (the instruction is fulfilled). The first and the last
+moment of every episode are drawn, of the others a share. Held-out tasks occur in the test frames only, and test seeds
+are never trained on.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MOTIONS = ("expert", "expert", "disturbed", "random")
 
 
 def episode(env: Any, task: str, seed: int, motion: str, share: float) -> list[tuple[int, bool, dict]]:
-    """Runs one episode. Returns (step, done, {view: frame}) for its first, its last and a share of the other moments."""
+    """Runs one episode. Returns (step, done, {view: frame}) for its first, its last and a share of its moments."""
     rng = np.random.default_rng(seed)
     env.cameras = VIEWS
     obs, _ = env.reset(seed=seed, options={"task": task})

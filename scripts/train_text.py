@@ -48,11 +48,16 @@ class Pair(nn.Module):
         layers: list[nn.Module] = []
         for narrow, wide in ((9, 32), (32, 64), (64, 96), (96, 128)):
             layers += [nn.Conv2d(narrow, wide, 3, stride=2, padding=1), nn.GroupNorm(8, wide), nn.SiLU()]
-        self.picture = nn.Sequential(*layers, nn.Conv2d(128, 32, 1), nn.Flatten(), nn.Dropout(0.1), nn.Linear(32 * 36, EMBED))
+        self.picture = nn.Sequential(
+            *layers, nn.Conv2d(128, 32, 1), nn.Flatten(), nn.Dropout(0.1), nn.Linear(32 * 36, EMBED)
+        )
         self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
 
     def text(self, ids: Tensor) -> Tensor:
-        """What `clip.encode_text` returns, normalised; the tower is causal, so the padding behind all texts is left out."""
+        """What `clip.encode_text` returns, normalised.
+
+        The tower is causal, so the padding behind all texts is left out.
+        """
         clip, end = self.clip, ids.argmax(1)  # the end of text has the largest id
         length = int(end.max()) + 1
         x = clip.token_embedding(ids[:, :length]) + clip.positional_embedding[:length]
@@ -73,7 +78,9 @@ def pictures(frames: Path, source: str, split: str, views: tuple[str, str]) -> t
         if moment:
             rows.setdefault((label["task"], label["seed"]), {})[f"{moment} {label['view']}"] = i
     wanted = [f"first {views[0]}", f"last {views[0]}", f"last {views[1]}"]
-    complete = [(task, [found[w] for w in wanted]) for (task, _), found in rows.items() if all(w in found for w in wanted)]
+    complete = [
+        (task, [found[w] for w in wanted]) for (task, _), found in rows.items() if all(w in found for w in wanted)
+    ]
     images = np.stack([np.concatenate([stored[i] for i in three], axis=-1) for _, three in complete])
     return np.ascontiguousarray(images.transpose(0, 3, 1, 2)), [task for task, _ in complete]
 
@@ -106,7 +113,9 @@ def loss(model: Pair, images: Tensor, task_of_image: Tensor, ids: Tensor, task_o
     itself = torch.eye(len(text), dtype=torch.bool)
     among_texts = (scale * text @ text.T).masked_fill(itself, -1e4)
     wordings = (task_of_text[:, None] == task_of_text[None]) & ~itself
-    return multi_positive(logits, match) + multi_positive(logits.T, match.T) + 0.5 * multi_positive(among_texts, wordings)
+    return (
+        multi_positive(logits, match) + multi_positive(logits.T, match.T) + 0.5 * multi_positive(among_texts, wordings)
+    )
 
 
 def train(args: argparse.Namespace, model: Pair, tokenizer: open_clip.SimpleTokenizer) -> EMAModel:
@@ -171,13 +180,15 @@ def report(frames: Path, model: Pair, encoder: TextEncoder) -> None:
     truth = torch.tensor([list(tasks).index(name) for name in names])
     hit = (image @ canonical.T).argmax(1) == truth
     for label, rows in (("training", training[truth]), ("held-out", ~training[truth])):
-        print(f"picture -> one of {len(tasks)} instructions, {label} tasks: {hit[rows].float().mean():.0%} of {int(rows.sum())}")
+        found = hit[rows].float().mean()
+        print(f"picture -> one of {len(tasks)} instructions, {label} tasks: {found:.0%} of {int(rows.sum())}")
     cosine = unseen @ canonical.T
     own, other = cosine.diagonal(), cosine.masked_fill(torch.eye(len(tasks), dtype=torch.bool), -1).amax(1)
     for label, rows in (("training", training), ("held-out", ~training)):
+        near, far, best = own[rows].mean(), other[rows].mean(), (own > other)[rows].float().mean()
         print(
-            f"unseen wording of {label} tasks: cosine {own[rows].mean():.3f} to its own instruction, "
-            f"{other[rows].mean():.3f} to the nearest other; own is nearest for {(own > other)[rows].float().mean():.0%}"
+            f"unseen wording of {label} tasks: cosine {near:.3f} to its own instruction, {far:.3f} to the nearest "
+            f"other; its own is the nearest for {best:.0%}"
         )
 
 
@@ -199,7 +210,7 @@ def main() -> None:
     tokenizer = open_clip.SimpleTokenizer(context_length=MODEL_CFG["text_cfg"]["context_length"])
     ema = train(args, model, tokenizer)
     ema.copy_to(model.parameters())
-    TextEncoder(model.clip, tokenizer, MODEL_CFG).save(args.export)
+    TextEncoder(model.clip, tokenizer, MODEL_CFG).save(args.export, quantise=True)
     encoder = TextEncoder.load(f"local-dir:{args.export}")
     size = sum(path.stat().st_size for path in args.export.iterdir())
     print(f"{args.export}: {size / 1e6:.2f} MB, fingerprint {encoder.fingerprint}")

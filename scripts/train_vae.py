@@ -1,4 +1,4 @@
-"""Trains the shipped VAE: a small diffusers AutoencoderKL, eight times fewer pixels a side, on tabletop and MetaWorld frames.
+"""Trains the shipped VAE: a small diffusers AutoencoderKL, 96 pixels to 12, on tabletop and MetaWorld frames.
 
 The commands that made data/weights/vae (see scripts/tabletop_frames.py and scripts/metaworld_frames.py for the frames):
 
@@ -84,8 +84,10 @@ def psnr(vae: AutoencoderKL, frames: np.ndarray) -> float:
 
 def make_optimizers(vae: AutoencoderKL, lr: float) -> list[torch.optim.Optimizer]:
     """Muon for the inner convolutions, AdamW for the first, the last and everything that is not a matrix."""
-    inner = [p for name, p in vae.named_parameters() if p.ndim >= 2 and "conv_in" not in name and "conv_out" not in name]
-    others = [p for p in vae.parameters() if not any(p is q for q in inner)]
+    inner, others = [], []
+    for name, p in vae.named_parameters():
+        if p.requires_grad:
+            (inner if p.ndim >= 2 and "conv_in" not in name and "conv_out" not in name else others).append(p)
     return [Muon(inner, lr), torch.optim.AdamW(others, 0.4 * lr, betas=(0.9, 0.98), weight_decay=0.0)]
 
 
@@ -96,6 +98,10 @@ def train(args: argparse.Namespace) -> None:
     share = args.share or [1 / len(sources)] * len(sources)
     torch.manual_seed(args.seed)
     vae = make_vae(args.widths, args.channels).to(args.device)
+    if args.decoder_of:
+        vae.load_state_dict(train_state.averaged(args.decoder_of))
+        vae.encoder.requires_grad_(False)
+        vae.quant_conv.requires_grad_(False)
     ema = EMAModel(vae.parameters(), decay=args.ema)
     optimizers = make_optimizers(vae, args.lr)
     full_lr = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
@@ -105,7 +111,9 @@ def train(args: argparse.Namespace) -> None:
         warm, left = min(1.0, (step + 1) / 100), 0.5 * (1 + math.cos(math.pi * step / args.steps))
         for optimizer, lr in zip(optimizers, full_lr, strict=True):
             optimizer.param_groups[0]["lr"] = lr * warm * (0.01 + 0.99 * left)
-        terms = loss_terms(vae, crops(sources, share, args.seed, step, args.batch, args.crop).to(args.device), args.seed, step)
+        terms = loss_terms(
+            vae, crops(sources, share, args.seed, step, args.batch, args.crop).to(args.device), args.seed, step
+        )
         loss = terms["mse"] + args.mae * terms["mae"] + args.edges * terms["edges"] + args.kl * terms["kl"]
         vae.zero_grad()
         loss.backward()
@@ -161,6 +169,7 @@ def main() -> None:
     parser.add_argument("--share", nargs="+", type=float, help="share of each frame set in a batch; equal without it")
     parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints")
     parser.add_argument("--export", type=Path, help="write the averaged weights of --work here instead of training")
+    parser.add_argument("--decoder-of", type=Path, help="start from this --work folder's weights and keep its encoder")
     parser.add_argument("--widths", nargs="+", type=int, default=[16, 32, 64, 64], help="channels per resolution")
     parser.add_argument("--channels", type=int, default=16, help="latent channels")
     parser.add_argument("--steps", type=int, default=4500)

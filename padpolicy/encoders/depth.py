@@ -23,7 +23,9 @@ def reduce_depth(depth_HW: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """
     *lead, height, width = depth_HW.shape
     if height % size or width % size:
-        raise ValueError(f"depth of {height} x {width} pixels does not reduce to {size} x {size}: expected multiples of {size}")
+        raise ValueError(
+            f"depth of {height} x {width} pixels does not reduce to {size} x {size}: expected multiples of {size}"
+        )
     cell_h, cell_w = height // size, width // size
     cells = depth_HW.view(torch.int16).reshape(-1, size, cell_h, size, cell_w).transpose(2, 3).flatten(3)
     y = torch.arange(cell_h) - (cell_h - 1) / 2

@@ -24,11 +24,12 @@ if TYPE_CHECKING:
 
 STATS = "latent_stats.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-PIXELS_AT_ONCE = 32 * 96 * 96  # per pass through the network; bounds memory at about 200 MB for the shipped weights
+_READ: dict[str, Any] = {"use_safetensors": True, "torch_dtype": torch.float32, "low_cpu_mem_usage": False}
+PIXELS_AT_ONCE = 32 * 96 * 96  # per pass through the network: about 200 MB for the shipped weights
 
 
 class ImageEncoder:
-    """A frozen VAE. Deliberately no nn.Module: a policy refers to its encoder and must not save it among its weights."""
+    """A frozen VAE. No nn.Module on purpose: a policy refers to its encoder and must not save it with its weights."""
 
     def __init__(self, vae: AutoencoderKL, mean: Tensor, std: Tensor, device: torch.device | str = "cpu") -> None:
         """`mean`, `std` (C,): of the posterior mean's channels."""
@@ -41,7 +42,9 @@ class ImageEncoder:
             raise ValueError(f"latent std: expected positive numbers, got {std.tolist()}.")
         self.device = torch.device(device)
         stats = json.dumps([[f"{v:.6g}" for v in value.tolist()] for value in (mean, std)])
-        self.fingerprint = fingerprint(vae.state_dict(), stats)
+        # What latents depend on. A better decoder draws the same latents better: nothing is to be encoded anew.
+        encoding = {name: p for name, p in vae.state_dict().items() if name.startswith(("encoder.", "quant_conv."))}
+        self.fingerprint = fingerprint(encoding, stats)
         vae = vae.float().eval().requires_grad_(False).to(self.device)
         self.vae = vae.to(memory_format=torch.channels_last)  # twice as fast on a CPU at these widths
         self.mean = mean.float().reshape(-1, 1, 1).to(self.device)
@@ -66,10 +69,10 @@ class ImageEncoder:
         missing = [file for file in ("config.json", WEIGHTS) if not (folder / file).is_file()]
         if missing:
             raise FileNotFoundError(
-                f"encoders.image={name!r}: {folder} lacks {' and '.join(missing)}. Expected an AutoencoderKL as diffusers' "
-                "save_pretrained writes it, weights as safetensors; other formats are not read."
+                f"encoders.image={name!r}: {folder} lacks {' and '.join(missing)}. Expected an AutoencoderKL as "
+                "diffusers' save_pretrained writes it, weights as safetensors; other formats are not read."
             )
-        vae = AutoencoderKL.from_pretrained(folder, use_safetensors=True, torch_dtype=torch.float32)
+        vae = AutoencoderKL.from_pretrained(folder, **_READ)
         return cls(vae, *_stats(vae, folder / STATS), device)
 
     @classmethod
@@ -79,9 +82,7 @@ class ImageEncoder:
         problems = []
         for subfolder in (None, "vae"):
             try:
-                vae = AutoencoderKL.from_pretrained(
-                    name, subfolder=subfolder, use_safetensors=True, torch_dtype=torch.float32
-                )
+                vae = AutoencoderKL.from_pretrained(name, subfolder=subfolder, **_READ)
             except (OSError, ValueError) as error:
                 problems.append(" ".join(str(error).split())[:200])
                 continue
@@ -114,13 +115,14 @@ class ImageEncoder:
         for start in range(0, len(flat), step):
             # Channels last in memory is what the pictures already are: no copy is made for it.
             image = flat[start : start + step].to(self.device).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
-            mean = self.vae.encode(image).latent_dist.mean
+            with torch.autocast(self.device.type, enabled=False):  # latents do not depend on the caller's precision
+                mean = self.vae.encode(image).latent_dist.mean
             out[start : start + step] = (mean - self.mean) / self.std
         return out.reshape(*leading, *out.shape[1:])
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Standardised latents (..., C, h, w) of any float dtype to pictures uint8 (..., h * downsample, w * downsample, 3).
+        """Standardised latents (..., C, h, w) of any float dtype to pictures uint8 (..., H, W, 3).
 
         Raises:  ValueError for another number of channels.
         """
@@ -133,7 +135,8 @@ class ImageEncoder:
         step = max(1, PIXELS_AT_ONCE // (height * width))
         for start in range(0, len(flat), step):
             raw = flat[start : start + step].to(self.device, torch.float32) * self.std + self.mean
-            image = self.vae.decode(raw.contiguous(memory_format=torch.channels_last)).sample
+            with torch.autocast(self.device.type, enabled=False):
+                image = self.vae.decode(raw.contiguous(memory_format=torch.channels_last)).sample
             out[start : start + step] = image.add_(1).mul_(127.5).round_().clamp_(0, 255).permute(0, 2, 3, 1)
         return out.reshape(*leading, height, width, 3)
 
@@ -152,7 +155,9 @@ def _stats(vae: AutoencoderKL, path: Path | None) -> tuple[Tensor, Tensor]:
     if path is not None and path.is_file():
         stats = json.loads(path.read_text())
         if not isinstance(stats, dict) or {"mean", "std"} - set(stats):
-            raise ValueError(f"{path}: expected an object with the lists `mean` and `std`, one number per latent channel.")
+            raise ValueError(
+                f"{path}: expected an object with the lists `mean` and `std`, one number per latent channel."
+            )
         return torch.tensor(stats["mean"]), torch.tensor(stats["std"])
     channels, config = vae.config.latent_channels, vae.config
     mean = torch.full((channels,), float(getattr(config, "shift_factor", None) or 0.0))
@@ -161,7 +166,7 @@ def _stats(vae: AutoencoderKL, path: Path | None) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def fit_latent_stats(vae: AutoencoderKL, frames: np.ndarray) -> dict[str, Any]:
-    """Per-channel mean and standard deviation of the posterior mean over uint8 frames (N, H, W, 3), for `latent_stats.json`."""
+    """What `latent_stats.json` holds: per channel, mean and deviation of the posterior mean over uint8 (N, H, W, 3)."""
     channels = vae.config.latent_channels
     raw = ImageEncoder(vae, torch.zeros(channels), torch.ones(channels), next(vae.parameters()).device)
     latents = torch.cat([raw.encode(part) for part in np.array_split(frames, -(-len(frames) // 256))]).double()

@@ -40,7 +40,9 @@ class TextEmbedding:
 class TextEncoder:
     """A frozen text tower. The same string has bitwise the same embedding, whatever it is batched with."""
 
-    def __init__(self, model: nn.Module, tokenizer: Any, model_cfg: dict[str, Any], device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, model: nn.Module, tokenizer: Any, model_cfg: dict[str, Any], device: torch.device | str = "cpu"
+    ) -> None:
         model.visual = nn.Identity()  # the picture tower is not needed again
         self.model = model.eval().requires_grad_(False).to(device)
         self.model_cfg = model_cfg
@@ -97,7 +99,7 @@ class TextEncoder:
         return cls(model, open_clip.get_tokenizer(architecture), open_clip.get_model_config(architecture), device)
 
     def encode(self, texts: Sequence[str], max_tokens: int) -> TextEmbedding:
-        """Embeds instructions; those of more than `max_tokens` tokens (start and end included) are cut with a warning."""
+        """Embeds instructions; those of more than `max_tokens` tokens (start, end included) are cut with a warning."""
         if max_tokens < 1:
             raise ValueError(f"max_tokens={max_tokens}: expected at least 1.")
         tokens = torch.zeros(len(texts), max_tokens, self.width, device=self.device)
@@ -117,8 +119,11 @@ class TextEncoder:
             tokens[row, :n], mask[row, :n] = features[:n], True
         return TextEmbedding(tokens, mask, pooled)
 
-    def save(self, folder: Path, quantise: bool = True) -> None:
-        """Writes the text tower into `folder`; "local-dir:FOLDER" loads it. With `quantise` the vocabulary is int8."""
+    def save(self, folder: Path, quantise: bool = False) -> None:
+        """Writes the text tower into `folder` as fp16; "local-dir:FOLDER" loads it, with the same fingerprint.
+
+        With `quantise` the vocabulary is int8: half the size, another fingerprint unless it was int8 already.
+        """
         from safetensors.torch import save_file
 
         folder.mkdir(parents=True, exist_ok=True)
@@ -127,9 +132,15 @@ class TextEncoder:
             if quantise and name.endswith(_TABLE):
                 weights[f"{name}.int8"], weights[f"{name}.scale"] = quantise_rows(value)
             else:
-                weights[name] = (value.half() if quantise else value).contiguous()
+                weights[name] = value.half().contiguous()
         save_file(weights, folder / WEIGHTS)
-        picture = {"layers": 1, "width": 32, "head_width": 32, "patch_size": 32, "image_size": 32}  # built, then dropped
+        picture = {
+            "layers": 1,
+            "width": 32,
+            "head_width": 32,
+            "patch_size": 32,
+            "image_size": 32,
+        }  # built, then dropped
         config = {"model_cfg": {**self.model_cfg, "vision_cfg": picture}, "preprocess_cfg": {}}
         (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
 
@@ -137,20 +148,21 @@ class TextEncoder:
         named = self.model.named_parameters()
         return {name: p.detach().cpu() for name, p in named if not name.startswith(_IMAGE_TOWER)}
 
-    @torch.no_grad()
     def _one(self, text: str) -> tuple[Tensor, Tensor]:
         """One string: features of its real tokens (n, W) and the pooled embedding (E,), float32.
 
-        Strings go through alone: the last bits of a matrix product depend on the batch's size.
+        Strings go through alone: the last bits of a matrix product depend on the batch's size. What is cached must not
+        depend on who asked first either: neither on their autocast nor on their inference mode.
         """
-        ids = self._tokenize([text]).to(self.device)
-        caught: list[Tensor] = []
-        hook = self._norm.register_forward_hook(lambda _module, _inputs, output: caught.append(output))
-        try:
-            pooled = self.model.encode_text(ids)
-        finally:
-            hook.remove()
-        return caught[0][0, : self._length(ids[0])].float(), pooled[0].float()
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            ids = self._tokenize([text]).to(self.device)
+            caught: list[Tensor] = []
+            hook = self._norm.register_forward_hook(lambda _module, _inputs, output: caught.append(output))
+            try:
+                pooled = self.model.encode_text(ids)
+            finally:
+                hook.remove()
+            return caught[0][0, : self._length(ids[0])].float(), pooled[0].float()
 
     def _length(self, ids: Tensor) -> int:
         """How many of the ids are real. CLIP pads with 0, which is also "!", so its end-of-text token decides."""
@@ -164,9 +176,8 @@ class TextEncoder:
 
 def quantise_rows(table: Tensor) -> tuple[Tensor, Tensor]:
     """A float table (N, W) as int8 (N, W) and one float16 scale per row (N,): at most half a step of error each."""
-    # The scale is rounded to fp16 first, and upwards if need be, so that no value exceeds 127 steps.
-    scale = (table.abs().amax(1) / 127).clamp_min(1e-7)
-    scale = (scale * (1 + 2**-10)).half()
+    # Rounded to fp16 before it is used. Quantising what `dequantise_rows` returns gives the same bytes again.
+    scale = (table.abs().amax(1) / 127).clamp_min(1e-7).half()
     return (table / scale.float()[:, None]).round().clamp(-127, 127).to(torch.int8), scale
 
 
