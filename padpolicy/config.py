@@ -84,6 +84,7 @@ class DiffusionConfig:
     train_steps: int = 1000  # ddpm only: K; step k is tau = (k + 1) / K
     coupling: str = "blind"  # in joint: "blind" (action never sees future), "pad" (action sees future), "full"
     times: str = "future_noisier"  # in joint: "shared", "independent" or "future_noisier" (future >= action)
+    future: str = "change"  # what is denoised of future frames: "change" since now (still pixels are 0), or "frame"
     tau_law: str = "logit_normal"  # of the action's time: "uniform", "logit_normal" or "beta" (more weight near noise)
     modes: dict[str, float] = field(  # how often a robot sample is trained in each mode it has the fields for; 0: never
         default_factory=lambda: {"policy": 0.2, "joint": 0.5, "forward": 0.15, "inverse": 0.15}
@@ -119,6 +120,7 @@ class TrainingConfig:
 
     steps: int = 20_000  # optimiser steps
     max_seconds: float = 0  # stop (and save) after this much time, whatever `steps` says; 0: no limit
+    init: str = ""  # policy whose weights to start from, where they fit (fine-tuning); a resumed run ignores it
     batch_size: int = 64  # global: over all processes and accumulation steps
     accumulate: int = 1  # parts that a process splits its share of the batch into, to save memory
     lr: float = 5e-4  # at its peak, after the warm-up
@@ -239,6 +241,7 @@ _CHOICES = {
     "model.text": ("tokens", "pooled", "both"),
     "diffusion.objective": ("flow", "ddpm"),
     "diffusion.coupling": ("blind", "pad", "full"),
+    "diffusion.future": ("change", "frame"),
     "diffusion.times": ("shared", "independent", "future_noisier"),
     "diffusion.tau_law": ("uniform", "logit_normal", "beta"),
     "training.precision": ("bf16", "fp32"),

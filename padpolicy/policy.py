@@ -29,7 +29,7 @@ from padpolicy.diffusion.path import draw_tau
 from padpolicy.diffusion.sampler import sample
 from padpolicy.encoders.depth import DepthScale, reduce_depth
 from padpolicy.model.dit import DiT
-from padpolicy.model.network import Network, Observed, group_of
+from padpolicy.model.network import Network, Observed, camera_of, group_of
 from padpolicy.model.tokens import Tokens
 
 if TYPE_CHECKING:  # only their interface is used here, and diffusers takes seconds to import
@@ -366,8 +366,10 @@ class PadPolicy(nn.Module):
         x = None
         if latent in batch.fields and bool(batch.has[latent].any()):
             x = present(batch.fields[latent].float(), batch.has[latent])
-        if rgb in batch.fields and bool(batch.has[rgb].any()):
-            rows = batch.has[rgb].nonzero()[:, 0]
+        if rgb in batch.fields:
+            rows = (batch.has[rgb] & ~_has(batch, latent)).nonzero()[:, 0]
+            if not len(rows):
+                return x
             encoded = self.image_encoder.encode(batch.fields[rgb][rows]).float()
             x = encoded.new_zeros(len(batch), *encoded.shape[1:]) if x is None else x
             x = x.index_copy(0, rows, encoded)
@@ -429,19 +431,34 @@ class PadPolicy(nn.Module):
             for camera in self.spec.future_cameras:
                 if (x := self._latents(batch, "future", camera)) is not None:
                     name = f"future.latent_{camera}"
-                    x0[name] = x
+                    x0[name] = x - self._now(name, batch, x.shape)
                     there = self._has_frames(batch, "future", camera)[:, None] & seen_BF
                     valid[name] = there[:, :, None, None, None]
         if "future_depth" in groups:
             for camera in self.spec.future_depth_cameras:
                 name = f"future.depth_{camera}"
                 if bool(_has(batch, name).any()):
-                    x0[name], pixels = self._depth(batch, name)
+                    x, pixels = self._depth(batch, name)
+                    x0[name] = present(x - self._now(name, batch, x.shape), pixels)
                     valid[name] = pixels & (batch.has[name][:, None] & seen_BF)[:, :, None, None]
         if "action" in groups:
             x0["action"] = self._normalized(batch, "action")
             valid["action"] = (batch.has["action"][:, None] & ~batch.is_pad["action"])[..., None]
         return x0, valid
+
+    def _now(self, name: str, batch: Batch, shape: Sequence[int]) -> Tensor:
+        """What a future field is told relative to, (B, 1, ...): the newest observation of its camera.
+
+        Zeros where that is absent, and where the settings want whole frames.
+        """
+        now = None
+        if self.config.diffusion.future == "change":
+            observed = name.replace("future.", "obs.")
+            if group_of(name) == "future_rgb":
+                now = self._latents(batch, "obs", camera_of(name))
+            elif bool(_has(batch, observed).any()):
+                now = self._depth(batch, observed)[0]
+        return torch.zeros(len(batch), 1, *shape[2:], device=self.device) if now is None else now[:, -1:]
 
     # ------------------------------------------------------------------------------------------- acting
 
@@ -537,15 +554,15 @@ class PadPolicy(nn.Module):
             action = self.normalizer.unnormalize("action", x["action"].float(), self._robots(obs))
             if clean_BT is not None:  # to the last bit what was given, not its round trip through the normaliser
                 action = torch.where(clean_BT[..., None], prefix.to(self.device, action.dtype), action)
-        return Prediction(
-            action=action,
-            future_latent={n.removeprefix("future.latent_"): v for n, v in x.items() if group_of(n) == "future_rgb"},
-            future_depth={
-                n.removeprefix("future.depth_"): self.depth_scale.restore(v)
-                for n, v in x.items()
-                if group_of(n) == "future_depth"
-            },
-        )
+        prediction = Prediction(action)
+        for name in x:
+            if name != "action":
+                frame = x[name] + self._now(name, obs, x[name].shape)
+                if group_of(name) == "future_rgb":
+                    prediction.future_latent[camera_of(name)] = frame
+                else:
+                    prediction.future_depth[camera_of(name)] = self.depth_scale.restore(frame)
+        return prediction
 
     def _given(
         self, mode: str, obs: Batch, actions: Tensor | None, future: dict[str, Tensor] | None
@@ -562,10 +579,11 @@ class PadPolicy(nn.Module):
             missing = [camera for camera in self.spec.future_cameras if camera not in (future or {})]
             if missing:
                 raise ValueError(f"mode='inverse' needs future={{camera: (B, F, H, W, 3) uint8}}; missing: {missing}")
-            return {
-                f"future.latent_{camera}": self.image_encoder.encode(future[camera].to(self.device)).float()
-                for camera in self.spec.future_cameras
-            }
+            given = {}
+            for camera in self.spec.future_cameras:
+                frames = self.image_encoder.encode(future[camera].to(self.device)).float()
+                given[f"future.latent_{camera}"] = frames - self._now(f"future.latent_{camera}", obs, frames.shape)
+            return given
         return {}
 
     def _known_prefix(

@@ -168,3 +168,21 @@ def load_weights(policy: PadPolicy, weights: dict[str, torch.Tensor], where: Pat
         more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
         raise CheckpointError(f"{where} does not fit this network: {'; '.join(wrong[:3])}{more}.")
     policy.load_state_dict(weights)
+
+
+def load_fitting(policy: PadPolicy, name: str | Path) -> list[str]:
+    """Starts a policy from another one's weights, tensor by tensor where name and shape agree. Returns what stays fresh.
+
+    Raises:  CheckpointError if there is no such policy, it is damaged, or not one tensor fits.
+    """
+    folder = find_policy(name)
+    try:
+        weights = load_file(folder / "model.safetensors")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{folder} is damaged or cut short ({error}). Take another checkpoint.") from None
+    own = policy.state_dict()
+    fitting = {k: w.to(own[k].dtype) for k, w in weights.items() if k in own and w.shape == own[k].shape}
+    if not fitting:
+        raise CheckpointError(f"{folder}: none of its {len(weights)} tensors fits this network; check the model settings.")
+    policy.load_state_dict(fitting, strict=False)
+    return [k for k in own if k not in fitting]

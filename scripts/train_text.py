@@ -197,7 +197,7 @@ def main() -> None:
     parser.add_argument("--frames", type=Path, required=True, help="folder of the frame sets")
     parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints")
     parser.add_argument("--export", type=Path, required=True, help="where the text tower goes")
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)

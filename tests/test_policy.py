@@ -258,3 +258,18 @@ def test_recomputed_activations_change_nothing():
     _, grads_two = gradients(two, mixed())
     for name in grads_one:
         assert torch.allclose(grads_one[name], grads_two[name], atol=1e-6), name
+
+
+def test_a_network_that_predicts_no_change_imagines_the_present():
+    """Fresh heads predict velocity 0, and from noise 0 the change stays 0: the imagined frame is the observed one."""
+    policy = small_policy(future="change")
+    for head in policy.network.tokens.heads.values():
+        torch.nn.init.zeros_(head.linear.weight)
+        torch.nn.init.zeros_(head.linear.bias)
+    obs = batch_of(robot_sample(0), video_sample(1))
+    still = {name: torch.zeros_like(x) for name, x in joint_noise(2).items()}
+    prediction = policy.predict(obs, mode="joint", noise=still)
+    now = policy.image_encoder.encode(obs.fields["obs.rgb_front"])
+    assert torch.allclose(prediction.future_latent["front"], now.expand(-1, 2, -1, -1, -1), atol=1e-6)
+    whole = small_policy(future="frame").predict(obs, mode="joint", noise=still).future_latent["front"]
+    assert not torch.allclose(whole, now.expand(-1, 2, -1, -1, -1), atol=1e-2)

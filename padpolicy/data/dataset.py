@@ -24,7 +24,6 @@ from padpolicy.data.normalizer import Normalizer
 from padpolicy.data.store import Store, StoreError
 
 SPLITS = ("train", "val")
-LATENT_AXES = ("obs", "future")
 
 
 class Source:
@@ -36,12 +35,12 @@ class Source:
         cfg: DataConfig,
         action_free: bool = False,
         fingerprint: str = "",
-        latent_axes: Sequence[str] = LATENT_AXES,
+        pixels: bool = False,
         camera_names: dict[str, str] | None = None,
         speed: float = 1.0,
     ) -> None:
         """Args: fingerprint: of the image encoder whose cached latents stand in for rgb; "" never uses any.
-        latent_axes: on which time axes they do.
+        pixels: give observed rgb all the same, for an eye that is trained; of imagined cameras both.
         camera_names: requested name -> name in the store, where these differ.
         speed: how much faster than the robot the recording shows things.
         """
@@ -59,13 +58,13 @@ class Source:
         self.timestamp_s = store.read("timestamp", 0, store.n_rows)
         self.rows = _split_rows(store, cfg.val_fraction)
         self._camera_names = camera_names or {}
-        self._reads = self._choose_arrays(fingerprint, latent_axes)
+        self._reads = self._choose_arrays(fingerprint, pixels)
 
     def stored_name(self, camera: str) -> str:
         """What the store calls the camera that the settings call `camera`."""
         return self._camera_names.get(camera, camera)
 
-    def _choose_arrays(self, fingerprint: str, latent_axes: Sequence[str]) -> list[tuple[str, str, str]]:
+    def _choose_arrays(self, fingerprint: str, pixels: bool) -> list[tuple[str, str, str]]:
         """What a sample reads: (time axis, field name, array name)."""
         cfg, reads = self.cfg, []
         for axis, cameras, depth_cameras in (
@@ -75,9 +74,10 @@ class Source:
             for camera in cameras:
                 stored = self.stored_name(camera)
                 latents = cached_latents(self.store, fingerprint, stored, cfg.image_size) if fingerprint else None
-                if latents is not None and axis in latent_axes:
+                looked_at = pixels and axis == "obs"
+                if latents is not None and (not looked_at or camera in cfg.future_cameras):
                     reads.append((axis, f"{axis}.latent_{camera}", latents))
-                elif f"rgb_{stored}" in self.store.fields:
+                if f"rgb_{stored}" in self.store.fields and (looked_at or latents is None):
                     reads.append((axis, f"{axis}.rgb_{camera}", f"rgb_{stored}"))
             for camera in depth_cameras:
                 stored = self.stored_name(camera)
@@ -150,7 +150,7 @@ def open_source(
     cfg: DataConfig,
     action_free: bool = False,
     fingerprint: str = "",
-    latent_axes: Sequence[str] = LATENT_AXES,
+    pixels: bool = False,
 ) -> Source:
     """A store, or a folder of video files, as a source. The arguments are those of `Source`.
 
@@ -162,9 +162,9 @@ def open_source(
 
         store = video.open_folder(path, cfg.image_size)
         names = {cfg.video_camera: video.CAMERA}
-        return Source(store, cfg, True, fingerprint, latent_axes, names, cfg.video_speed)
+        return Source(store, cfg, True, fingerprint, pixels, names, cfg.video_speed)
     speed = cfg.video_speed if action_free else 1.0
-    return Source(Store.open(path), cfg, action_free, fingerprint, latent_axes, speed=speed)
+    return Source(Store.open(path), cfg, action_free, fingerprint, pixels, speed=speed)
 
 
 class Mixture:
@@ -280,10 +280,10 @@ class Mixture:
         return Normalizer.fit(data, spec, self.proprio_names)
 
 
-def open_mixture(cfg: DataConfig, fingerprint: str = "", latent_axes: Sequence[str] = LATENT_AXES) -> Mixture:
+def open_mixture(cfg: DataConfig, fingerprint: str = "", pixels: bool = False) -> Mixture:
     """The sources that the settings name: `data.path` as robot data, `data.videos` as action-free."""
-    sources = [open_source(cfg.path, cfg, False, fingerprint, latent_axes)] if cfg.path else []
-    sources += [open_source(path, cfg, True, fingerprint, latent_axes) for path in cfg.videos]
+    sources = [open_source(cfg.path, cfg, False, fingerprint, pixels)] if cfg.path else []
+    sources += [open_source(path, cfg, True, fingerprint, pixels) for path in cfg.videos]
     return Mixture(sources, cfg.video_ratio)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from padpolicy.batch import Batch
 from padpolicy.config import ConfigError, TrainConfig
-from padpolicy.data.dataset import LATENT_AXES, BatchStream, Mixture, open_mixture
+from padpolicy.data.dataset import BatchStream, Mixture, open_mixture
 from padpolicy.data.latents import encode_store
 from padpolicy.data.normalizer import Normalizer
 from padpolicy.encoders.depth import DepthScale
@@ -40,21 +40,21 @@ def open_data(cfg: TrainConfig, device: str, here: World, progress: Callable[[in
     """
     image_encoder = ImageEncoder.load(cfg.encoders.image, device)
     text_encoder = TextEncoder.load(cfg.encoders.text, device)
-    axes = LATENT_AXES if cfg.model.eyes == "latents" else ("future",)  # a stem looks at pixels
-    cameras = cfg.data.cameras if cfg.model.eyes == "latents" else []
+    pixels = cfg.model.eyes == "stem"
+    cameras = [] if pixels else cfg.data.cameras
     if cfg.data.image_size % image_encoder.downsample:
         raise ConfigError(
             f"data.image_size={cfg.data.image_size} is not a multiple of {image_encoder.downsample}, "
             f"what the image encoder {cfg.encoders.image!r} reduces by."
         )
-    mixture = open_mixture(cfg.data, image_encoder.fingerprint, axes)
+    mixture = open_mixture(cfg.data, image_encoder.fingerprint, pixels)
     if cfg.data.cache_latents:
         if here.leads:
             for source in mixture.sources:
                 wanted = {source.stored_name(c) for c in {*cameras, *cfg.data.future_cameras}}
                 encode_store(source.store.path, image_encoder, sorted(wanted), cfg.data.image_size, progress)
         here.barrier()
-        mixture = open_mixture(cfg.data, image_encoder.fingerprint, axes)  # again: the latents are there now
+        mixture = open_mixture(cfg.data, image_encoder.fingerprint, pixels)  # again: the latents are there now
     train = BatchStream(mixture, cfg.training.batch_size, cfg.seed, here.rank, here.size)
     validation = []
     if mixture.n_windows("val"):

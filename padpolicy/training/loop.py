@@ -22,6 +22,7 @@ from padpolicy.batch import Batch
 from padpolicy.config import TrainConfig
 from padpolicy.data.dataset import BatchStream, loader
 from padpolicy.policy import PadPolicy
+from padpolicy.saving import load_fitting
 from padpolicy.training import checkpoint
 from padpolicy.training.build import build_policy, open_data
 from padpolicy.training.distributed import World, world
@@ -45,6 +46,7 @@ def train(cfg: TrainConfig, progress: Progress = lambda step, numbers: None) -> 
         torch.manual_seed(cfg.seed)  # the initial weights; nothing else draws from the global generator
         data = open_data(cfg, device, here)
         policy = build_policy(cfg, data, device)
+        fresh = load_fitting(policy, cfg.training.init) if cfg.training.init else []
         here.share(policy.state_dict().values())
         optimizer = make_optimizer(policy, cfg)
         ema = EMA(policy, cfg.training.ema) if cfg.training.ema > 0 else None
@@ -53,6 +55,8 @@ def train(cfg: TrainConfig, progress: Progress = lambda step, numbers: None) -> 
             out.mkdir(parents=True, exist_ok=True)
             (out / "config.json").write_text(json.dumps(config.to_dict(cfg), indent=1))
         with Log(out, start) if here.leads else nullcontext() as log:
+            if log and fresh:
+                log.text("not initialised from training.init", "\n".join(fresh))
             run(cfg, policy, optimizer, ema, data, start, here, log, progress)
         del policy, optimizer, ema  # before the process group goes
     return out

@@ -211,7 +211,7 @@ def test_cached_latents_stand_in_for_rgb(robot):
     assert sample.fields["obs.latent_front"].dtype == np.float16
     expected = encoder.encode(torch.from_numpy(plain.fields["future.rgb_front"])).numpy()
     np.testing.assert_array_equal(sample.fields["future.latent_front"], expected)
-    mixed = open_mixture(cfg, encoder.fingerprint, latent_axes=("future",)).sources[0]
+    mixed = open_mixture(cfg, encoder.fingerprint, pixels=True).sources[0]
     assert {"obs.rgb_front", "future.latent_front"} <= mixed.fields
     assert "obs.rgb_front" in open_mixture(cfg, "another encoder").sources[0].fields
     small = make_cfg(path=str(robot), image_size=8)  # latents of other pictures than the samples have
