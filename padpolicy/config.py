@@ -195,7 +195,7 @@ class EvalConfig:
     videos: int = 12  # rollouts shown on the page
     imagine: bool = True  # draw what the policy imagined beside what happened
     other_instruction: bool = False  # also run each scene under another of its instructions
-    demonstrations: str = ""  # store whose actions floor=replay plays
+    demonstrations: str = ""  # store whose actions floor=replay plays; "shipped:sample/NAME" for ours
     imagination: str = ""  # store of held-out episodes on which imagined futures are measured
     imagination_samples: int = 256  # moments of it that are looked at
 
@@ -304,6 +304,8 @@ def load(verb: str, overrides: Sequence[str] = ()) -> Any:
     if isinstance(cfg, TrainConfig):
         cfg.data.path = _shipped_data(cfg.data.path)
         cfg.data.videos = [_shipped_data(path) for path in cfg.data.videos]
+    if isinstance(cfg, EvalConfig):
+        cfg.demonstrations, cfg.imagination = _shipped_data(cfg.demonstrations), _shipped_data(cfg.imagination)
     check(cfg)
     return cfg
 
