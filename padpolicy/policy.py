@@ -247,7 +247,7 @@ class PadPolicy(nn.Module):
         if prefix_BT is not None:
             prefix_BT = _rows(prefix_BT, n)
             x["action"] = torch.where(prefix_BT[..., None], x0["action"], x["action"])
-        out = self.network.denoise(mode, context.repeat(n), x, tau, time_s, has, prefix_BT)
+        out = self.network.denoise(mode, context, x, tau, time_s, has, prefix_BT)
 
         sums: dict[str, Tensor] = {}
         counts: dict[str, Tensor] = {}

@@ -99,12 +99,12 @@ def test_under_blind_the_actions_of_policy_are_those_of_joint(kind):
     policy = small_policy(coupling="blind", objective=kind)
     obs = batch_of(robot_sample(0), robot_sample(1, None), robot_sample(3, "push"))
     noise = joint_noise(3)
-    alone = policy.predict(obs, mode="policy", noise=noise, steps=3)
-    joint = policy.predict(obs, mode="joint", noise=noise, steps=3)
+    alone = policy.predict(obs, mode="policy", noise=noise, steps=4)
+    joint = policy.predict(obs, mode="joint", noise=noise, steps=4)
     assert torch.allclose(alone.action, joint.action, atol=1e-5)
     for coupling in ("pad", "full"):  # and where the action sees the future, they differ
         other = small_policy(coupling=coupling, objective=kind)
-        alone, joint = (other.predict(obs, mode=mode, noise=noise, steps=3).action for mode in ("policy", "joint"))
+        alone, joint = (other.predict(obs, mode=mode, noise=noise, steps=4).action for mode in ("policy", "joint"))
         assert not torch.allclose(alone, joint, atol=1e-3)
 
 
@@ -273,3 +273,29 @@ def test_a_network_that_predicts_no_change_imagines_the_present():
     assert torch.allclose(prediction.future_latent["front"], now.expand(-1, 2, -1, -1, -1), atol=1e-6)
     whole = small_policy(future="frame").predict(obs, mode="joint", noise=still).future_latent["front"]
     assert not torch.allclose(whole, now.expand(-1, 2, -1, -1, -1), atol=1e-2)
+
+
+@pytest.mark.parametrize("mode", ["policy", "joint", "inverse"])
+def test_draws_side_by_side_are_draws_one_by_one(mode):
+    """n noise draws share one context and one sequence, and none of them sees another."""
+    policy, n = small_policy(), 3
+    obs = batch_of(robot_sample(0), robot_sample(1, None))
+    with torch.no_grad():
+        context = policy.network.context(policy._observed(obs))
+        x = {name: torch.randn(2 * n, *shape) for name, shape in policy._shapes(mode).items()}
+        tau = {group: torch.rand(2 * n) for group in policy.network.modes[mode].groups}
+        clean = torch.arange(CHUNK)[None] < torch.arange(2 * n)[:, None] if mode != "inverse" else None
+        together = policy.network.denoise(mode, context, x, tau, policy._times(2 * n), None, clean)
+        for i in range(n):
+            rows = [i, n + i]
+            alone = policy.network.denoise(
+                mode,
+                context,
+                {name: value[rows] for name, value in x.items()},
+                {group: value[rows] for group, value in tau.items()},
+                policy._times(2),
+                None,
+                None if clean is None else clean[rows],
+            )
+            for name, value in alone.items():
+                assert torch.allclose(together[name][rows], value, atol=1e-5)

@@ -28,14 +28,6 @@ class ContextCache:
     values: list[Tensor]
     mask: Tensor | None  # (B, C) bool, True where present; None: all are
 
-    def repeat(self, times: int) -> ContextCache:
-        """The cache for a batch in which every row stands `times` times, one after the other."""
-        return ContextCache(
-            [k.repeat_interleave(times, 0) for k in self.keys],
-            [v.repeat_interleave(times, 0) for v in self.values],
-            None if self.mask is None else self.mask.repeat_interleave(times, 0),
-        )
-
 
 class DiT(nn.Module):
     """Args: width D; depth: number of blocks; heads; mlp_ratio; recompute: less memory, a third more time."""

@@ -6,7 +6,7 @@ Letters: B batch, C context tokens, N noised tokens, R modulation rows, D width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -52,12 +52,6 @@ class Context:
 
     cache: ContextCache
     pooled_B1D: Tensor  # what the sentence adds to every modulation; 0 where it goes in as tokens
-
-    def repeat(self, times: int) -> Context:
-        """Each row `times` times, one after the other."""
-        if times == 1:
-            return self
-        return Context(self.cache.repeat(times), self.pooled_B1D.repeat_interleave(times, 0))
 
 
 class Network(nn.Module):
@@ -123,6 +117,9 @@ class Network(nn.Module):
     ) -> dict[str, Tensor]:
         """Predicts, for each denoised field of the mode, what the objective trains (velocity or noise).
 
+        Fields may have n rows for each row of the context, one after the other: n noise draws of one observation. They
+        stand side by side in one sequence, where no draw sees another, so the context is neither repeated nor copied.
+
         Args:  x: noised fields, and given ones clean.   tau: group -> (B,) noise time in [0, 1]; given groups are 0.
                time_s: "future" -> (B, F), "action" -> (B, T), seconds from now.
                has: field -> (B,) bool; None: everything in x is there.
@@ -130,6 +127,8 @@ class Network(nn.Module):
         """
         make, table = self.tokens, self.modes[mode]
         fields = [f for group in NOISED if group in table.groups for f in x if group_of(f) == group]
+        n = len(x[fields[0]]) // len(context.pooled_B1D)  # draws
+        pooled = context.pooled_B1D if n == 1 else context.pooled_B1D.repeat_interleave(n, 0)
         tokens, rows, choice = [], [], []  # per field: tokens; modulation rows; which row each token takes
         row_of: dict[tuple[str, bool], int] = {}
         for field in fields:
@@ -142,58 +141,75 @@ class Network(nn.Module):
                 valid = torch.ones_like(x[field])  # what was invalid has been filled: see PadPolicy
                 tokens.append(make.depth(group, camera_of(field), x[field], valid, time_s["future"]))
             given = group in table.given
-            for clean in (True, False) if field == "action" and clean_BT is not None and not given else (given,):
+            has_prefix = field == "action" and clean_BT is not None and not given
+            for clean in (True, False) if has_prefix else (given,):
                 if (group, clean) not in row_of:
                     row_of[group, clean] = len(rows)
                     when = torch.zeros_like(tau[group]) if clean else tau[group]
-                    rows.append(self.tau(when)[:, None] + self.rows[group][0 if clean else 1] + context.pooled_B1D)
-        cond_BRD = F.silu(torch.cat(rows, 1))
+                    rows.append(self.tau(when)[:, None] + self.rows[group][0 if clean else 1] + pooled)
+            if has_prefix:
+                choice.append(torch.where(clean_BT, row_of[group, True], row_of[group, False]))
+            else:
+                index = torch.full((1, tokens[-1].shape[1]), row_of[group, given], device=pooled.device)
+                choice.append(index if clean_BT is None else index.expand(len(tokens[-1]), -1))
 
+        cond_BRD = F.silu(torch.cat(rows, 1)).unflatten(0, (-1, n)).flatten(1, 2)
         select = None
-        if len(rows) > 1:
-            for field, x_BND in zip(fields, tokens, strict=True):
-                group, n = group_of(field), x_BND.shape[1]
-                if field == "action" and clean_BT is not None and group not in table.given:
-                    index = torch.where(clean_BT, row_of[group, True], row_of[group, False])
-                else:
-                    index = torch.full((1, n), row_of[group, group in table.given], device=x_BND.device)
-                choice.append(index.expand(len(x_BND), n) if clean_BT is not None else index)
-            select = F.one_hot(torch.cat(choice, 1), len(rows)).to(cond_BRD.dtype)
+        if len(rows) * n > 1:
+            select = _blocks(F.one_hot(torch.cat(choice, 1), len(rows)), n).to(cond_BRD.dtype)
+        x_BND = torch.cat(tokens, 1).unflatten(0, (-1, n)).flatten(1, 2)
+        see = self._see(mode, context, fields, tokens, has, n)
+        y_BND = self.trunk.denoise(x_BND, cond_BRD, select, context.cache, see)
 
-        sizes: dict[str, int] = {}
-        for field, x_BND in zip(fields, tokens, strict=True):
-            sizes[group_of(field)] = sizes.get(group_of(field), 0) + x_BND.shape[1]
-        see = self._see(mode, context, sizes, fields, tokens, has)
-        y_BND = self.trunk.denoise(torch.cat(tokens, 1), cond_BRD, select, context.cache, see)
-
-        out, start = {}, 0
+        y_BND = y_BND.unflatten(1, (n, -1)).flatten(0, 1)
         cond_BND = per_token(cond_BRD, select)
-        for field, x_BND in zip(fields, tokens, strict=True):
-            span = slice(start, start + x_BND.shape[1])
+        cond_BND = cond_BND if select is None else cond_BND.unflatten(1, (n, -1)).flatten(0, 1)
+        out, start = {}, 0
+        for field, field_tokens in zip(fields, tokens, strict=True):
+            span = slice(start, start + field_tokens.shape[1])
             start = span.stop
             if group_of(field) in table.denoised:
                 cond = cond_BND if cond_BND.shape[1] == 1 else cond_BND[:, span]
                 out[field] = make.read(group_of(field), y_BND[:, span], cond, x[field].shape)
         return out
 
-    def _see(self, mode, context, sizes, fields, tokens, has) -> Tensor | None:
+    def _see(
+        self,
+        mode: str,
+        context: Context,
+        fields: Sequence[str],
+        tokens: Sequence[Tensor],
+        has: Mapping[str, Tensor] | None,
+        draws: int,
+    ) -> Tensor | None:
         """Who sees whom, behind who is there at all: (B or 1, 1, N, C + N), or None when nothing is hidden."""
-        device, n = tokens[0].device, sum(sizes.values())
-        among = who_sees_whom(self.modes[mode], sizes, device)
-        context_mask = context.cache.mask
-        if among is None and has is None and context_mask is None:
+        sizes: dict[str, int] = {}
+        for field, x_BND in zip(fields, tokens, strict=True):
+            sizes[group_of(field)] = sizes.get(group_of(field), 0) + x_BND.shape[1]
+        n, device, batch = sum(sizes.values()), tokens[0].device, len(context.pooled_B1D)
+        among, context_mask = who_sees_whom(self.modes[mode], sizes, device), context.cache.mask
+        if among is None and has is None and context_mask is None and draws == 1:
             return None
-        batch = len(tokens[0])
         if among is None:
             among = torch.ones(n, n, dtype=torch.bool, device=device)
-        see = among[None].expand(batch, n, n)
+        see = among[None]
         if has is not None:
             there = torch.cat([_per_token(has[f], t) for f, t in zip(fields, tokens, strict=True)], 1)
             # A token always sees itself: an absent one is read by nobody, but a row without keys would be NaN.
             see = see & (there[:, None] | torch.eye(n, dtype=torch.bool, device=device))
+        see = _blocks(see, draws).expand(batch, -1, -1)
         if context_mask is None:
             context_mask = torch.ones(batch, context.cache.keys[0].shape[2], dtype=torch.bool, device=device)
-        return torch.cat([context_mask[:, None].expand(batch, n, -1), see], 2)[:, None]
+        return torch.cat([context_mask[:, None].expand(-1, n * draws, -1), see], 2)[:, None]
+
+
+def _blocks(x: Tensor, n: int) -> Tensor:
+    """n matrices on the diagonal of one: (B * n, N, M) -> (B, n * N, n * M); a single matrix (1, N, M) stands in all."""
+    if n == 1:
+        return x
+    blocks = (x.expand(n, -1, -1) if len(x) == 1 else x).unflatten(0, (-1, n))
+    eye = torch.eye(n, dtype=x.dtype, device=x.device)
+    return (blocks[:, :, :, None] * eye[:, None, :, None]).flatten(3, 4).flatten(1, 2)
 
 
 def _per_token(there: Tensor, tokens_BND: Tensor) -> Tensor:

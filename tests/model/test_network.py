@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from padpolicy.model.dit import ContextCache, DiT
+from padpolicy.model.dit import DiT
 from padpolicy.model.layers import grid_positions, sincos
 from padpolicy.model.masks import COUPLINGS, MODES, NOISED, describe, mode_table, who_sees_whom
 
@@ -61,18 +61,6 @@ def test_a_fresh_block_is_the_identity():
     x = torch.randn(B, N, D)
     cache = trunk.context(torch.randn(B, C, D), torch.randn(B, 1, D), None)
     assert torch.equal(trunk.denoise(x, torch.randn(B, 1, D), None, cache, None), x)
-
-
-def test_a_repeated_cache_is_the_cache_of_repeated_rows():
-    trunk = random_trunk()
-    context, cond = torch.randn(B, C, D), torch.randn(B, 1, D)
-    mask = torch.rand(B, C) < 0.7
-    mask[:, 0] = True
-    one = trunk.context(context, cond, mask).repeat(3)
-    two = trunk.context(*(t.repeat_interleave(3, 0) for t in (context, cond, mask)))
-    assert isinstance(one, ContextCache)
-    for a, b in zip(one.keys + one.values, two.keys + two.values, strict=True):
-        assert torch.allclose(a, b, atol=1e-5)
 
 
 def test_permuting_a_batch_permutes_the_output():
