@@ -70,16 +70,16 @@ def loss_terms(vae: AutoencoderKL, image: Tensor, seed: int, step: int) -> dict[
     return {"mse": error.square().mean(), "mae": error.abs().mean(), "edges": edges, "kl": kl}
 
 
-def psnr(vae: AutoencoderKL, frames: np.ndarray) -> float:
-    """Decibels over all pixels of the frames, decoded from the posterior's mean and rounded to uint8."""
-    squared, count = 0.0, 0
+def psnr(vae: AutoencoderKL, frames: np.ndarray) -> np.ndarray:
+    """Decibels of each frame, decoded from the posterior's mean and rounded to uint8: float64 (N,)."""
+    decibels = []
     device = next(vae.parameters()).device
     with torch.no_grad():
         for part in np.array_split(frames, math.ceil(len(frames) / 32)):
             out = vae.decode(vae.encode(to_network(part).to(device)).latent_dist.mean).sample
             out = ((out + 1) * 127.5).round().clamp(0, 255).movedim(1, -1).cpu().numpy().astype(np.float64)
-            squared, count = squared + ((out - part) ** 2).sum(), count + part.size
-    return 10 * math.log10(255**2 / (squared / count))
+            decibels.append(10 * np.log10(255**2 / ((out - part) ** 2).mean((1, 2, 3))))
+    return np.concatenate(decibels)
 
 
 def make_optimizers(vae: AutoencoderKL, lr: float) -> list[torch.optim.Optimizer]:
@@ -129,7 +129,7 @@ def train(args: argparse.Namespace) -> None:
             train_state.save(args.work, done, vae, ema, optimizers, **about)
             ema.store(vae.parameters())
             ema.copy_to(vae.parameters())
-            found = {name: round(psnr(vae, frames[:: max(1, len(frames) // 64)]), 2) for name, frames in tests.items()}
+            found = {name: round(psnr(vae, frames[:: max(1, len(frames) // 64)]).mean(), 2) for name, frames in tests.items()}
             ema.restore(vae.parameters())
             print(f"{done}: averaged weights, test PSNR {found}", flush=True)
 
@@ -143,17 +143,20 @@ def export(args: argparse.Namespace) -> None:
     vae.half().save_pretrained(args.export)
     vae.float()
     parts = [np.load(f"{name}_train.npy", mmap_mode="r") for name in args.frames]
+    # Fitted again after the decoder alone was trained, they are the same numbers: they depend on the encoder only.
     stats = fit_latent_stats(vae, np.concatenate([part[:: max(1, len(part) // 1000)] for part in parts]))
     (args.export / "latent_stats.json").write_text(json.dumps(stats, indent=1) + "\n")
     encoder = ImageEncoder.load(str(args.export), "cpu")
     print(f"fingerprint {encoder.fingerprint}, step {about['step']}")
     for name in args.frames:
-        frames = np.load(f"{name}_test.npy")
-        labels = json.loads(Path(f"{name}_test.json").read_text())
-        print(f"{name}: {len(frames)} test frames, PSNR {psnr(vae, frames):.2f} dB")
-        for view in sorted({label["view"] for label in labels}):
-            rows = [i for i, label in enumerate(labels) if label["view"] == view]
-            print(f"    {view}: {psnr(vae, frames[rows]):.2f} dB")
+        frames = np.load(f"{name}_test.npy", mmap_mode="r")
+        rows = np.linspace(0, len(frames) - 1, min(len(frames), args.test_frames)).round().astype(int)
+        views = np.array([label["view"] for label in json.loads(Path(f"{name}_test.json").read_text())])[rows]
+        decibels = psnr(encoder.vae.to(memory_format=torch.contiguous_format), frames[rows])
+        pooled = -10 * np.log10(np.mean(10 ** (-decibels / 10)))
+        print(f"{name}: {len(rows)} test frames, PSNR {decibels.mean():.2f} dB on average, {pooled:.2f} dB of all pixels")
+        for view in np.unique(views):
+            print(f"    {view}: {decibels[views == view].mean():.2f} dB")
     image = np.load(f"{args.frames[0]}_test.npy", mmap_mode="r")[:16]
     for n in (1, 16):
         encoder.encode(image[:n])
@@ -170,6 +173,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints")
     parser.add_argument("--export", type=Path, help="write the averaged weights of --work here instead of training")
     parser.add_argument("--decoder-of", type=Path, help="start from this --work folder's weights and keep its encoder")
+    parser.add_argument("--test-frames", type=int, default=400, help="of each set, for the report of --export")
     parser.add_argument("--widths", nargs="+", type=int, default=[16, 32, 64, 64], help="channels per resolution")
     parser.add_argument("--channels", type=int, default=16, help="latent channels")
     parser.add_argument("--steps", type=int, default=4500)

@@ -98,7 +98,8 @@ class ImageEncoder:
 
         Raises:  ValueError for another dtype, another number of colours, or a size that is no multiple of `downsample`.
         """
-        rgb = torch.as_tensor(rgb)
+        if isinstance(rgb, np.ndarray):
+            rgb = torch.from_numpy(np.require(rgb, requirements=["C", "W"]))  # torch takes no read-only memory map
         if rgb.dtype != torch.uint8 or rgb.ndim < 3 or rgb.shape[-1] != 3:
             raise ValueError(f"image encoder: expected uint8 (..., H, W, 3), got {rgb.dtype} {tuple(rgb.shape)}.")
         *leading, height, width, _ = rgb.shape

@@ -136,7 +136,7 @@ def test_quantised_tower_is_near_and_stays_what_it_is(encoder: TextEncoder, tmp_
 
 
 def test_quantised_rows_are_within_half_a_step() -> None:
-    table = torch.randn(50, 16, generator=torch.Generator().manual_seed(0)) * torch.logspace(-4, 1, 50)[:, None]
+    table = torch.randn(50, 16, generator=torch.Generator().manual_seed(0)) * torch.logspace(-2, 1, 50)[:, None]
     table[3] = 0
     q, scale = quantise_rows(table)
     assert q.dtype == torch.int8 and scale.dtype == torch.float16 and scale.shape == (50,)
