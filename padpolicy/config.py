@@ -70,6 +70,7 @@ class ModelConfig:
         "latents"  # how the observation's rgb is seen: "latents" (frozen VAE) or "stem" (trainable convolutions)
     )
     text: str = "both"  # "tokens": in the context; "pooled": one vector in every modulation, as PAD; or "both"
+    coarse_cameras: list[str] = field(default_factory=list)  # stem: a quarter of the tokens for these, e.g. the wrist
     depth_size: int = 24  # depth images are reduced (nearest valid) to this many pixels a side
     depth_patch: int = 6  # reduced depth pixels per token side
     recompute: bool = False  # recompute activations in the backward pass: less memory, a third more time
@@ -90,7 +91,7 @@ class DiffusionConfig:
         default_factory=lambda: {"policy": 0.2, "joint": 0.5, "forward": 0.15, "inverse": 0.15}
     )
     video_modes: dict[str, float] = field(default_factory=lambda: {"video": 1.0})  # the same for action-free samples
-    action_draws: int = 4  # noise draws per sample where only actions are denoised: the context is paid for once
+    action_draws: int = 4  # noise draws per sample in mode `policy`: the context is paid for once
     prefix_share: float = 0.0  # share of samples with a clean action prefix (training-time real-time chunking)
     prefix_max_steps: int = 8  # of the chunk
     text_dropout: float = 0.1  # share of samples that see the null text

@@ -171,6 +171,7 @@ class PadPolicy(nn.Module):
             cameras=sorted({*spec.cameras, *spec.depth_cameras, *spec.future_cameras, *spec.future_depth_cameras}),
             out_factor=self.objective.out_factor,
             stem=model.eyes == "stem",
+            coarse=model.coarse_cameras,
         )
         trunk = DiT(model.width, model.depth, model.heads, model.mlp_ratio, model.recompute)
         self.network = Network(tokens, trunk, diffusion.coupling, model.text)
@@ -234,7 +235,7 @@ class PadPolicy(nn.Module):
         if prefix_BT is not None:
             valid["action"] = valid["action"] & ~prefix_BT[..., None]
 
-        n = self.config.diffusion.action_draws if table.denoised == ("action",) else 1
+        n = self.config.diffusion.action_draws if table.groups == ("action",) else 1
         tau = self._draw_tau(mode, batch, n)
         noise = {name: self._draw_noise(name, batch, n, x.shape[1:]) for name, x in x0.items()}
         x0, valid, has, time_s = (_rows(tensors, n) for tensors in (x0, valid, has, batch.time_s))
@@ -419,7 +420,9 @@ class PadPolicy(nn.Module):
         """Puts instructions into the context; None is the null text."""
         text = self.text_encoder.encode([text or "" for text in texts], self.config.encoders.text_tokens)
         observed.has["text"] = torch.tensor([text is not None for text in texts], device=self.device)
-        observed.text_tokens, observed.text_mask = text.tokens.to(self.device), text.mask.to(self.device)
+        length = max(1, int(text.mask.sum(1).max()))  # padding that all share is left out
+        observed.text_tokens = text.tokens[:, :length].to(self.device)
+        observed.text_mask = text.mask[:, :length].to(self.device)
         observed.text_pooled = text.pooled.to(self.device)
 
     def _targets(self, batch: Batch, mode: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -67,7 +67,7 @@ class Attention(nn.Module):
     def split(self, x_BND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, each (B, H, N, E)."""
         qkv = self.qkv(x_BND).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return qkv[0], qkv[1], qkv[2]
+        return qkv.unbind(0)  # its gradient is one stack; indexing would fill three tensors with zeros
 
     def attend(self, q_BHNE: Tensor, k_BHME: Tensor, v_BHME: Tensor, mask: Tensor | None) -> Tensor:
         """mask: bool, broadcastable to (B, 1, N, M), True where a query may see a key; None: all may."""

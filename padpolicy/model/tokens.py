@@ -41,6 +41,7 @@ class Tokens(nn.Module):
            cameras: names with an embedding of their own; all others share one.
            out_factor: 2 if the network also predicts a variance, else 1.
            stem: add the trainable eye for observed pixels.
+           coarse: cameras whose eye gives one token for each 2 x 2 of the others'.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Tokens(nn.Module):
         cameras: Sequence[str],
         out_factor: int = 1,
         stem: bool = False,
+        coarse: Sequence[str] = (),
     ):
         super().__init__()
         self.width, self.patch, self.depth_patch = width, patch, depth_patch
@@ -68,6 +70,7 @@ class Tokens(nn.Module):
         self.null_pooled = nn.Parameter(torch.zeros(1, 1, width))
         self.rgb_in = nn.Linear(channels * patch**2, width)  # observed and future latents share the eye
         self.stem = Stem(width) if stem else None
+        self.coarse = nn.ModuleDict({camera: nn.Conv2d(width, width, 2, stride=2) for camera in coarse if stem})
         self.depth_in = nn.Linear(2 * depth_patch**2, width)  # value and validity
         self.proprio_in = nn.Linear(max(proprio_dim, 1), width)
         self.action_in = nn.Linear(action_dim, width)
@@ -122,9 +125,10 @@ class Tokens(nn.Module):
         return self._place(kind, camera, x, rows, columns, time_s_BO)
 
     def pixels(self, camera: str, x_BOHW3: Tensor, time_s_BO: Tensor) -> Tensor:
-        """Observed pixels in [-1, 1] through the trainable stem, (B, O * H/16 * W/16, D)."""
+        """Observed pixels in [-1, 1] through the trainable stem, (B, O * H/16 * W/16, D), coarse ones a quarter."""
         b = len(x_BOHW3)
         y = self.stem(rearrange(x_BOHW3, "b o y x c -> (b o) c y x"))
+        y = self.coarse[camera](y) if camera in self.coarse else y
         rows, columns = y.shape[-2:]
         return self._place("obs_rgb", camera, rearrange(y, "(b o) d y x -> b o (y x) d", b=b), rows, columns, time_s_BO)
 
