@@ -44,8 +44,9 @@ def restore(folder: Path, model: nn.Module, ema: EMAModel, optimizers: Optimizer
             ema.shadow_params[i].copy_(tensors[f"ema.{name}"])
             keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}.{name}" in tensors]
             state = {key: tensors[f"{key}.{name}"].to("cpu" if key == "step" else p.device) for key in keys}
-            owner = next(o for o in optimizers if any(p is q for group in o.param_groups for q in group["params"]))
-            owner.state[p] = state
+            for optimizer in optimizers:  # none of them owns a frozen weight
+                if any(p is q for group in optimizer.param_groups for q in group["params"]):
+                    optimizer.state[p] = state
     ema.optimization_step = step
     return step
 

@@ -53,7 +53,15 @@ def crops(sources: list[np.ndarray], share: list[float], seed: int, step: int, b
 
 
 def to_network(frames: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(frames)).movedim(-1, 1).float().div(127.5).sub(1).contiguous()
+    """uint8 (N, H, W, 3) to float32 (N, 3, H, W) in [-1, 1]."""
+    return (
+        torch.from_numpy(np.require(frames, requirements=["C", "W"]))
+        .movedim(-1, 1)
+        .float()
+        .div(127.5)
+        .sub(1)
+        .contiguous()
+    )
 
 
 def loss_terms(vae: AutoencoderKL, image: Tensor, seed: int, step: int) -> dict[str, Tensor]:
@@ -129,7 +137,10 @@ def train(args: argparse.Namespace) -> None:
             train_state.save(args.work, done, vae, ema, optimizers, **about)
             ema.store(vae.parameters())
             ema.copy_to(vae.parameters())
-            found = {name: round(psnr(vae, frames[:: max(1, len(frames) // 64)]).mean(), 2) for name, frames in tests.items()}
+            found = {
+                name: round(float(psnr(vae, frames[:: max(1, len(frames) // 64)]).mean()), 2)
+                for name, frames in tests.items()
+            }
             ema.restore(vae.parameters())
             print(f"{done}: averaged weights, test PSNR {found}", flush=True)
 
@@ -154,7 +165,9 @@ def export(args: argparse.Namespace) -> None:
         views = np.array([label["view"] for label in json.loads(Path(f"{name}_test.json").read_text())])[rows]
         decibels = psnr(encoder.vae.to(memory_format=torch.contiguous_format), frames[rows])
         pooled = -10 * np.log10(np.mean(10 ** (-decibels / 10)))
-        print(f"{name}: {len(rows)} test frames, PSNR {decibels.mean():.2f} dB on average, {pooled:.2f} dB of all pixels")
+        print(
+            f"{name}: {len(rows)} test frames, PSNR {decibels.mean():.2f} dB on average, {pooled:.2f} dB of all pixels"
+        )
         for view in np.unique(views):
             print(f"    {view}: {decibels[views == view].mean():.2f} dB")
     image = np.load(f"{args.frames[0]}_test.npy", mmap_mode="r")[:16]
