@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -121,12 +122,7 @@ def load_policy(name: str | Path, device: str | torch.device = "cpu") -> PadPoli
         ) from None
     if text.get("format") != FORMAT:
         raise CheckpointError(f"{folder}/policy.json has format {text.get('format')!r}, this version reads {FORMAT}.")
-    config = PolicyConfig(
-        spec=PolicySpec(**text["config"]["spec"]),
-        model=ModelConfig(**text["config"]["model"]),
-        diffusion=DiffusionConfig(**text["config"]["diffusion"]),
-        encoders=EncodersConfig(**text["config"]["encoders"]),
-    )
+    config, normalizer, depth = _settings(text, folder)
     names = config.encoders
     image_name, text_name = (
         (str(folder / "image_encoder"), str(folder / "text_encoder"))
@@ -141,15 +137,42 @@ def load_policy(name: str | Path, device: str | torch.device = "cpu") -> PadPoli
                 f"{folder} was trained with the {kind} encoder {text['fingerprints'][kind]}, but "
                 f"{getattr(names, kind)!r} is {encoder.fingerprint} now. Give it the encoder it knows, or train again."
             )
-    policy = PadPolicy(
-        config,
-        Normalizer.from_json(text["normalizer"]),
-        DepthScale.from_json(text["depth"]),
-        image_encoder,
-        text_encoder,
-    )
+    policy = PadPolicy(config, normalizer, depth, image_encoder, text_encoder)
     load_weights(policy, {k: w.float() if w.is_floating_point() else w for k, w in weights.items()}, folder)
     return policy.to(device).eval()
+
+
+def _settings(text: dict[str, Any], folder: Path) -> tuple[PolicyConfig, Normalizer, DepthScale]:
+    """What `PadPolicy.to_json` wrote.
+
+    Raises:  CheckpointError for settings that are missing or unknown here, and for a robot without statistics.
+    """
+    try:
+        config = PolicyConfig(
+            spec=PolicySpec(**text["config"]["spec"]),
+            model=ModelConfig(**text["config"]["model"]),
+            diffusion=DiffusionConfig(**text["config"]["diffusion"]),
+            encoders=EncodersConfig(**text["config"]["encoders"]),
+        )
+        normalizer, depth = Normalizer.from_json(text["normalizer"]), DepthScale.from_json(text["depth"])
+        needed = {"image", "text"} - text["fingerprints"].keys()
+        if needed:
+            raise KeyError(f"fingerprints of {', '.join(sorted(needed))}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder}/policy.json does not describe a policy of this version: {type(error).__name__} {error}. "
+            "Load it with the version that wrote it, or copy the file again."
+        ) from None
+    stats, spec = normalizer.stats, config.spec
+    missing = ["action"] * bool(spec.action and "action" not in stats.get(spec.robot, {}))
+    missing += ["proprio"] * bool(spec.proprio_dim and not any("proprio" in fields for fields in stats.values()))
+    if missing:
+        known = ", ".join(f"{robot} ({', '.join(fields)})" for robot, fields in stats.items()) or "none"
+        raise CheckpointError(
+            f"{folder}/policy.json has no statistic of {' and '.join(missing)} for robot {spec.robot!r}; it has: {known}. "
+            "Without it real units cannot be told from the network's: copy the file from the training run again."
+        )
+    return config, normalizer, depth
 
 
 def load_weights(policy: PadPolicy, weights: dict[str, torch.Tensor], where: Path) -> None:

@@ -47,6 +47,11 @@ def open_data(cfg: TrainConfig, device: str, here: World, progress: Callable[[in
             f"data.image_size={cfg.data.image_size} is not a multiple of {image_encoder.downsample}, "
             f"what the image encoder {cfg.encoders.image!r} reduces by."
         )
+    if (cfg.data.depth_cameras or cfg.data.future_depth_cameras) and cfg.data.image_size % cfg.model.depth_size:
+        raise ConfigError(
+            f"data.image_size={cfg.data.image_size} is not a multiple of model.depth_size={cfg.model.depth_size}, "
+            "what depth images are reduced to."
+        )
     mixture = open_mixture(cfg.data, image_encoder.fingerprint, pixels)
     if cfg.data.cache_latents:
         if here.leads:

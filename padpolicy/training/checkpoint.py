@@ -86,5 +86,11 @@ def resume(out: Path, policy: PadPolicy, optimizer: torch.optim.AdamW, ema: EMA 
             state = {moment: moments[moment][name].to(parameter.device) for moment in _MOMENTS}
             optimizer.state[parameter] = {"step": steps[name], **state}
     if ema is not None:
-        ema.load(part("average/"))
+        average = part("average/")
+        if not average:
+            raise CheckpointError(
+                f"{path} holds no moving average: the run was started with training.ema=0. Go on with that, or train into "
+                "another out, from these weights with training.init."
+            )
+        ema.load(average)
     return step

@@ -40,6 +40,10 @@ class World:
         dist.all_reduce(values)
         return dict(zip(numbers, values.tolist(), strict=True))
 
+    def any(self, here: bool, device: torch.device) -> bool:
+        """Whether it is so on any process: what makes all of them stop must be one answer."""
+        return self.sum({"": float(here)}, device)[""] > 0
+
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         if self.size == 1:
             return

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from padpolicy.batch import Batch
+from padpolicy.batch import Batch, present
 from padpolicy.policy import PadPolicy
 from padpolicy.training.ema import EMA, averaged
 
@@ -48,7 +48,17 @@ class Log:
             generator = torch.Generator().manual_seed(0)
             prediction = policy.predict(batch, mode="joint", generator=generator)
             for camera, latent in prediction.future_latent.items():
-                real = policy.future_latents(batch, camera)
+                if not {f"future.latent_{camera}", f"future.rgb_{camera}"} & batch.fields.keys():
+                    continue
+                real = _really(policy, batch, camera)
                 pictures = policy.decode(torch.cat([real, latent.cpu()], 1).flatten(0, 1))
                 grid = pictures.unflatten(0, (len(batch), -1)).movedim(1, 2).flatten(2, 3).flatten(0, 1)
                 self.writer.add_image(f"imagined/{camera}", grid.cpu(), step, dataformats="HWC")
+
+
+def _really(policy: PadPolicy, batch: Batch, camera: str) -> torch.Tensor:
+    """Latents of what a camera then saw, (B, F, C, h, w) float32 on the CPU; 0 (grey) where it is absent."""
+    latent, rgb = f"future.latent_{camera}", f"future.rgb_{camera}"
+    if latent in batch.fields:
+        return present(batch.fields[latent].float(), batch.has[latent]).cpu()
+    return present(policy.encode(batch.fields[rgb]).float().cpu(), batch.has[rgb].cpu())

@@ -102,7 +102,9 @@ def run(
             ema.update(policy, done)
         seen += training.batch_size
 
-        ended = done == training.steps or bool(training.max_seconds and time.monotonic() - began > training.max_seconds)
+        ended = done == training.steps
+        if training.max_seconds:
+            ended |= here.any(time.monotonic() - began > training.max_seconds, device)
         if log and (done % training.log_every == 0 or ended):
             speed = seen / (time.monotonic() - began)
             numbers = {**terms, "grad_norm": float(norm), "lr": rate, "samples_per_s": speed}
