@@ -43,6 +43,7 @@ class DataConfig:
     future_offsets_s: list[float] = field(default_factory=lambda: [1.6])  # when the imagined frames are, from "now"
     val_fraction: float = 0.02  # share of episodes held out for the validation loss
     workers: int = 1  # loader processes; 0 loads in the training process
+    cache_mb: int = 512  # decoded frames that each process keeps of each store, MiB
     cache_latents: bool = True  # encode each frame once and keep the latents beside the pixels
 
 
@@ -230,11 +231,26 @@ class QuickstartConfig:
     train_steps: int = 0  # >0: instead of train_seconds
 
 
+@dataclass
+class BenchConfig:
+    """`padpolicy bench`."""
+
+    out: str = ""  # JSON file for the results; "": only print them
+    checkpoint: str = ""  # policy whose acting is timed; "": the shipped one of the experiment, else an untrained one
+    experiment: str = "tabletop"  # recipe whose network is trained, beside a bare one of the same size
+    repeats: int = 5  # of each measurement; medians are reported
+    batch_size: int = 0  # of the training step; 0: the recipe's
+    env_steps: int = 30  # environment steps per repeat
+    threads: int = 1  # torch threads; 0 leaves torch's choice
+    device: str = "auto"  # "auto" (a GPU if there is one), "cpu", "cuda", ...
+
+
 SCHEMAS = {
     "train": TrainConfig,
     "eval": EvalConfig,
     "collect": CollectConfig,
     "quickstart": QuickstartConfig,
+    "bench": BenchConfig,
 }
 
 _CHOICES = {
@@ -269,6 +285,9 @@ _AT_LEAST = {
     "exec_steps": 1,
     "num_envs": 1,
     "workers": 1,
+    "repeats": 1,
+    "batch_size": 0,
+    "env_steps": 1,
     "threads": 0,
     "train_seconds": 0,
     "train_steps": 0,
@@ -407,6 +426,9 @@ def check(cfg: Any) -> None:
     if isinstance(cfg, TrainConfig):
         _check_train(cfg, need)
     out = getattr(cfg, "out", "")
+    if isinstance(cfg, BenchConfig):
+        need(not (out and Path(out).is_dir()), f"out={out} is a directory; expected a JSON file to write.")
+        return
     need(not (out and Path(out).is_file()), f"out={out} is a file; expected a directory to write into.")
 
 
