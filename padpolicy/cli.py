@@ -25,13 +25,14 @@ padpolicy: a robot policy from demonstrations and videos, by denoising the futur
   padpolicy validate PATH [--json]                       is this dataset sound? exit code 1 if not
   padpolicy info PATH                                    what is in a dataset or a checkpoint
   padpolicy doctor [--json]                              what this machine has, and what to do about the rest
+  padpolicy bench [out=FILE]                             how fast this machine acts, steps environments and trains
   padpolicy --version
 
 Settings are key=value. `padpolicy VERB --help` lists them with their defaults; `padpolicy VERB … --cfg` prints what
 would run. Exit codes: 0 done, 1 findings (validate, doctor), 2 something you gave cannot be used.
 PADPOLICY_DEBUG=1 shows the traceback behind an error."""
 
-CONFIGURED = ("quickstart", "collect", "train", "eval")
+CONFIGURED = ("quickstart", "collect", "train", "eval", "bench")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -167,6 +168,18 @@ def doctor(arguments: list[str]) -> int:
     return doctor.report(as_json="--json" in arguments)
 
 
+def bench(cfg: config.BenchConfig) -> int:
+    """How fast this machine acts, steps environments and trains: ratios of pairs measured side by side."""
+    from padpolicy.bench.run import bench
+    from padpolicy.bench.table import show
+    from padpolicy.progress import bar
+
+    with bar("measuring", 5) as advance:
+        results = bench(cfg, advance)
+    show(results)
+    return 0
+
+
 VERBS: dict[str, Callable[[Any], int]] = {
     "quickstart": quickstart,
     "collect": collect,
@@ -175,6 +188,7 @@ VERBS: dict[str, Callable[[Any], int]] = {
     "validate": validate,
     "info": info,
     "doctor": doctor,
+    "bench": bench,
 }
 
 

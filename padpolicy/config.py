@@ -236,8 +236,8 @@ class BenchConfig:
     """`padpolicy bench`."""
 
     out: str = ""  # JSON file for the results; "": only print them
-    checkpoint: str = ""  # policy whose acting is timed; "": the shipped one of the experiment, else an untrained one
-    experiment: str = "tabletop"  # recipe whose network is trained, beside a bare one of the same size
+    checkpoint: str = ""  # policy whose acting is timed; "": the shipped one of the recipe, else an untrained one
+    recipe: str = "tabletop"  # of configs/experiment: whose network is trained, beside a bare one of the same size
     repeats: int = 5  # of each measurement; medians are reported
     batch_size: int = 0  # of the training step; 0: the recipe's
     env_steps: int = 30  # environment steps per repeat
