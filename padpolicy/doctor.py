@@ -211,10 +211,8 @@ def _gl() -> Iterator[Line]:
     if works:
         yield Line("GL", OK, f"{', '.join(works)} (env.renderer=gl is available with MUJOCO_GL={works[0]})")
     else:
-        yield Line(
-            "GL", OK, "none found; not needed",
-            'For env.renderer=gl: pip install "padpolicy[gl]" and, on Debian, apt install libegl1 libgl1 libgl1-mesa-dri.',
-        )  # fmt: skip
+        advice = 'pip install "padpolicy[gl]" and, on Debian, apt install libegl1 libgl1 libgl1-mesa-dri.'
+        yield Line("GL", OK, "none found; not needed", f"For env.renderer=gl: {advice}")
 
 
 def _video() -> Iterator[Line]:
