@@ -207,7 +207,8 @@ def _path_and_json(verb: str, arguments: list[str]) -> tuple[Path, bool]:
 
 def _is_users(error: Exception) -> bool:
     """Whether an error says what a user gave wrong (checks at our borders raise these) rather than a bug of ours."""
-    if isinstance(error, (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError)):
+    files = (FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError)
+    if isinstance(error, (ValueError, FloatingPointError, *files)):  # FloatingPointError: training diverged
         return True
     return type(error).__module__ in ("gymnasium.error", "padpolicy.data.store")
 

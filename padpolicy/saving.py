@@ -169,8 +169,9 @@ def _settings(text: dict[str, Any], folder: Path) -> tuple[PolicyConfig, Normali
     if missing:
         known = ", ".join(f"{robot} ({', '.join(fields)})" for robot, fields in stats.items()) or "none"
         raise CheckpointError(
-            f"{folder}/policy.json has no statistic of {' and '.join(missing)} for robot {spec.robot!r}; it has: {known}. "
-            "Without it real units cannot be told from the network's: copy the file from the training run again."
+            f"{folder}/policy.json has no statistic of {' and '.join(missing)} for robot {spec.robot!r}; it "
+            f"has: {known}. Without it real units cannot be told from the network's: copy the file from the training "
+            "run again."
         )
     return config, normalizer, depth
 
@@ -194,8 +195,9 @@ def load_weights(policy: PadPolicy, weights: dict[str, torch.Tensor], where: Pat
 
 
 def load_fitting(policy: PadPolicy, name: str | Path) -> list[str]:
-    """Starts a policy from another one's weights, tensor by tensor where name and shape agree. Returns what stays fresh.
+    """Starts a policy from another one's weights, tensor by tensor where name and shape agree.
 
+    Returns: the names of what stays fresh.
     Raises:  CheckpointError if there is no such policy, it is damaged, or not one tensor fits.
     """
     folder = find_policy(name)
@@ -206,6 +208,8 @@ def load_fitting(policy: PadPolicy, name: str | Path) -> list[str]:
     own = policy.state_dict()
     fitting = {k: w.to(own[k].dtype) for k, w in weights.items() if k in own and w.shape == own[k].shape}
     if not fitting:
-        raise CheckpointError(f"{folder}: none of its {len(weights)} tensors fits this network; check the model settings.")
+        raise CheckpointError(
+            f"{folder}: none of its {len(weights)} tensors fits this network; check the model settings."
+        )
     policy.load_state_dict(fitting, strict=False)
     return [k for k in own if k not in fitting]

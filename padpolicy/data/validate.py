@@ -142,7 +142,7 @@ def _check_rows(
             timestamps.append(rows)
     if name == "timestamp" and timestamps:
         found += _check_timestamps(np.concatenate(timestamps), ends, irregular=has_actions)
-    for i, (start, stop) in enumerate(zip(np.r_[0, ends[:-1]], ends, strict=True)):
+    for i, (start, stop) in enumerate(zip(np.r_[0, ends][:-1], ends, strict=True)):
         if blank[start:stop].all():
             kind = "invalid" if name.startswith("depth") else "one colour"
             found.append(
@@ -153,7 +153,7 @@ def _check_rows(
 
 def _check_timestamps(time_s: np.ndarray, ends: np.ndarray, irregular: bool) -> list[Finding]:
     found = []
-    for i, (start, stop) in enumerate(zip(np.r_[0, ends[:-1]], ends, strict=True)):
+    for i, (start, stop) in enumerate(zip(np.r_[0, ends][:-1], ends, strict=True)):
         step_s = np.diff(time_s[start:stop])
         if len(step_s) == 0 or not np.isfinite(step_s).all():
             continue

@@ -89,8 +89,8 @@ def resume(out: Path, policy: PadPolicy, optimizer: torch.optim.AdamW, ema: EMA 
         average = part("average/")
         if not average:
             raise CheckpointError(
-                f"{path} holds no moving average: the run was started with training.ema=0. Go on with that, or train into "
-                "another out, from these weights with training.init."
+                f"{path} holds no moving average: the run was started with training.ema=0. Go on with that, or train "
+                "into another out, from these weights with training.init."
             )
         ema.load(average)
     return step

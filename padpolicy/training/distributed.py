@@ -1,7 +1,8 @@
 """Data parallel training over processes that `torchrun` started; one process needs none of it.
 
 Gradients are summed over processes in one flat tensor: the loss is already divided by the global count of valid
-samples, so two processes compute what one would at the same global batch. Parameters that a process did not use count as zero.
+samples, so two processes compute what one would at the same global batch. Parameters that a process did not use count
+as zero.
 """
 
 from __future__ import annotations

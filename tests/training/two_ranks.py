@@ -10,10 +10,9 @@ import socket
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from conftest import settings, use_exact_encoders  # noqa: E402
+from tiny_run import settings, use_exact_encoders  # noqa: E402
 
 from padpolicy.training.loop import train  # noqa: E402
 
