@@ -155,7 +155,7 @@ def training(recipe: TrainConfig, cfg: BenchConfig, device: torch.device, clock:
     size, actions = measured_size(policy, batch)
     other = BareTraining(size, actions, device, recipe.training.precision == "bf16")
     a, b = take_turns([ours, other], cfg.repeats, clock)
-    name = f"training: ours / a bare DiT ({size.depth} x {size.width}, {size.context} + {size.noised} tokens)"
+    name = f"training: ours / bare DiT {size.depth}x{size.width}, {size.context}+{size.noised} tokens"
     return Row(name, "samples/s", n / a, n / b, b / a)
 
 
