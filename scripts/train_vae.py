@@ -1,13 +1,21 @@
 """Trains the shipped VAE: a small diffusers AutoencoderKL, 96 pixels to 12, on tabletop and MetaWorld frames.
 
-The commands that made data/weights/vae (see scripts/tabletop_frames.py and scripts/metaworld_frames.py for the frames):
+The commands that made data/weights/vae (frames: see scripts/tabletop_frames.py and scripts/metaworld_frames.py), about
+25 minutes of one core; the first 1750 steps ran on a schedule of 4500:
 
-    python scripts/train_vae.py --frames frames/tabletop frames/metaworld --share 0.6 0.4 --work runs/vae --steps 4500
-    python scripts/train_vae.py --work runs/vae --export data/weights/vae --frames frames/tabletop frames/metaworld
+    python scripts/train_vae.py --frames frames/tabletop frames/metaworld --share 0.6 0.4 --work runs/vae --steps 3200
+    python scripts/train_vae.py --frames frames/tabletop frames/metaworld --work runs/vae --export data/weights/vae
 
-The first one resumes exactly if it is stopped: every draw is a function of (seed, step). The second one writes the
-averaged weights as fp16 in diffusers' layout, fits the latents' statistics on training frames and prints the
-reconstruction error on test frames. `--frames NAME` means NAME_train.npy and NAME_test.npy, uint8 (N, H, W, 3).
+The first resumes exactly if it is stopped: every draw is a function of (seed, step). The second writes the averaged
+weights as fp16 in diffusers' layout, fits the latents' statistics on training frames and prints the reconstruction
+error on test frames. `--frames NAME` means NAME_train.npy and NAME_test.npy, uint8 (N, H, W, 3).
+
+The decoder alone can be trained further; latents, and the encoder's fingerprint, stay what they are:
+
+    python scripts/train_vae.py --frames frames/tabletop frames/metaworld --decoder-of runs/vae --work runs/decoder \\
+        --steps 5000 --lr 3e-3 --mae 0 --edges 0
+    python scripts/train_vae.py --frames frames/tabletop frames/metaworld --work runs/decoder \\
+        --export data/weights/vae --keep-stats
 """
 
 from __future__ import annotations
@@ -153,10 +161,10 @@ def export(args: argparse.Namespace) -> None:
     vae.load_state_dict(train_state.averaged(args.work))
     vae.half().save_pretrained(args.export)
     vae.float()
-    parts = [np.load(f"{name}_train.npy", mmap_mode="r") for name in args.frames]
-    # Fitted again after the decoder alone was trained, they are the same numbers: they depend on the encoder only.
-    stats = fit_latent_stats(vae, np.concatenate([part[:: max(1, len(part) // 1000)] for part in parts]))
-    (args.export / "latent_stats.json").write_text(json.dumps(stats, indent=1) + "\n")
+    if not args.keep_stats:
+        parts = [np.load(f"{name}_train.npy", mmap_mode="r") for name in args.frames]
+        stats = fit_latent_stats(vae, np.concatenate([part[:: max(1, len(part) // 1000)] for part in parts]))
+        (args.export / "latent_stats.json").write_text(json.dumps(stats, indent=1) + "\n")
     encoder = ImageEncoder.load(str(args.export), "cpu")
     print(f"fingerprint {encoder.fingerprint}, step {about['step']}")
     for name in args.frames:
@@ -186,6 +194,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints")
     parser.add_argument("--export", type=Path, help="write the averaged weights of --work here instead of training")
     parser.add_argument("--decoder-of", type=Path, help="start from this --work folder's weights and keep its encoder")
+    parser.add_argument("--keep-stats", action="store_true", help="--export leaves the folder's statistics as they are")
     parser.add_argument("--test-frames", type=int, default=400, help="of each set, for the report of --export")
     parser.add_argument("--widths", nargs="+", type=int, default=[16, 32, 64, 64], help="channels per resolution")
     parser.add_argument("--channels", type=int, default=16, help="latent channels")
