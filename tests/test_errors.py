@@ -105,13 +105,13 @@ CASES = {
         2,
         "action[18, 0] is NaN or infinite. padpolicy validate names the episode.",
     ),
-    "ends not increasing, validate": (
+    "episode_ends not increasing, validate": (
         put("meta/episode_ends", 2, 28),
         VALIDATE,
         1,
         "error: meta/episode_ends: not increasing at episode 2: its end is 28, and the one before ends at 28.",
     ),
-    "ends not increasing, train": (
+    "episode_ends not increasing, train": (
         put("meta/episode_ends", 2, 28),
         train_on(),
         2,
@@ -223,7 +223,5 @@ def test_a_store_without_episodes_is_no_error(tmp_path: Path, capsys: pytest.Cap
 
 @pytest.mark.parametrize("case", CASES)
 def test_each_message_is_documented(case: str) -> None:
-    verb = CASES[case][1][0]
-    assert f"`{verb}" in DOCUMENTED
-    kind = case.split(",")[0]
-    assert kind.lower() in DOCUMENTED.lower(), f"docs/errors.md has no row for {kind!r}"
+    """The words that the test looks for stand in the table (a message may go on behind them)."""
+    assert CASES[case][3].removesuffix(".") in DOCUMENTED
