@@ -61,7 +61,7 @@ class PolicySpec:
 
 @dataclass
 class LossTerms:
-    """Per modality ("action", "rgb", "depth"): each sample's mean over its valid elements, and which samples have any."""
+    """Per modality ("action", "rgb", "depth"): each sample's mean over its valid elements, and which have any."""
 
     value: dict[str, Tensor]  # name -> (B,) float32, 0 where not valid
     valid: dict[str, Tensor]  # name -> (B,) bool

@@ -191,8 +191,8 @@ def load_weights(policy: PadPolicy, weights: dict[str, torch.Tensor], where: Pat
     if wrong:
         more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
         raise CheckpointError(
-            f"{where} does not fit this network: {'; '.join(wrong[:3])}{more}. Use the model settings and the robot that "
-            "it was made with, or train into another out."
+            f"{where} does not fit this network: {'; '.join(wrong[:3])}{more}. Use the settings and the robot "
+            "that it was made with, or train into another out."
         )
     policy.load_state_dict(weights)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 class Guidance:
     """How strongly the words count.
 
-    Args:  scale: 1 is none.   prompts: extra (text, weight) beside the own text of weight 1.   negative: instead of null.
+    Args:  scale: 1 is none.   prompts: extra (text, weight) beside the own, of weight 1.   negative: instead of null.
     """
 
     scale: float = 1.0

@@ -1,7 +1,7 @@
 """From noise to data: one loop over noise times, one step function per objective.
 
-`denoise(x, tau) -> out` is any callable from dicts of fields to dicts of predictions; a test can hand in one with a known
-answer. A flow step has no data-dependent control flow, so that it can be captured whole.
+`denoise(x, tau) -> out` is any callable from dicts of fields to dicts of predictions; a test can hand in one with a
+known answer. A flow step has no data-dependent control flow, so that it can be captured whole.
 """
 
 from __future__ import annotations

@@ -204,7 +204,7 @@ class Network(nn.Module):
 
 
 def _blocks(x: Tensor, n: int) -> Tensor:
-    """n matrices on the diagonal of one: (B * n, N, M) -> (B, n * N, n * M); a single matrix (1, N, M) stands in all."""
+    """n matrices on the diagonal of one: (B * n, N, M) -> (B, n * N, n * M); a single one (1, N, M) stands in all."""
     if n == 1:
         return x
     blocks = (x.expand(n, -1, -1) if len(x) == 1 else x).unflatten(0, (-1, n))

@@ -1,8 +1,8 @@
 """Data parallel training over processes that `torchrun` started; one process needs none of it.
 
 Gradients are summed over processes in one flat tensor: the loss is already divided by the global count of valid
-samples, so two processes compute what one would at the same global batch. Parameters that a process did not use count
-as zero.
+samples, so two processes compute what one would at the same global batch. A parameter that only some processes used
+counts as zero in the others; one that nobody used has no gradient, as on one process: the optimiser leaves it alone.
 """
 
 from __future__ import annotations
@@ -49,10 +49,13 @@ class World:
         if self.size == 1:
             return
         parameters = [p for p in parameters if p.requires_grad]
-        flat = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in parameters])
+        parts = [torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in parameters]
+        used = torch.tensor([float(p.grad is not None) for p in parameters], device=parts[0].device)
+        flat = torch.cat([*parts, used])
         dist.all_reduce(flat)
-        for parameter, gradient in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-            parameter.grad = gradient.view_as(parameter)
+        *gradients, used = flat.split([*(p.numel() for p in parameters), len(parameters)])
+        for parameter, gradient, somewhere in zip(parameters, gradients, used.tolist(), strict=True):
+            parameter.grad = gradient.view_as(parameter) if somewhere else None
 
     def share(self, tensors: Iterable[Tensor]) -> None:
         """Gives every process rank 0's values."""
