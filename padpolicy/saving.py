@@ -26,6 +26,8 @@ from padpolicy.policy import PadPolicy, PolicyConfig, PolicySpec
 from padpolicy.shipped import shipped
 
 FORMAT = 1
+HUB = "hub:"  # `hub:OWNER/NAME` is a policy on the Hugging Face hub, `hub:OWNER/NAME@REVISION` one version of it
+FILES = ["policy.json", "model.safetensors", "image_encoder/*", "text_encoder/*"]
 
 
 class CheckpointError(ValueError):
@@ -84,10 +86,12 @@ def fill_policy(
 
 
 def find_policy(name: str | Path) -> Path:
-    """The policy folder behind a name: a shipped policy, a policy or checkpoint folder, or a run (its newest one).
+    """The policy folder behind a name: a shipped policy, a policy folder, a run (its newest checkpoint), or the hub.
 
     Raises:  CheckpointError listing what was looked for.
     """
+    if str(name).startswith(HUB):
+        return _download(str(name).removeprefix(HUB))
     path = Path(name)
     if not path.exists() and len(path.parts) == 1:
         try:
@@ -104,6 +108,35 @@ def find_policy(name: str | Path) -> Path:
         f"no policy at {str(name)!r}: expected a folder with policy.json and model.safetensors, a training run with "
         "checkpoints/step_*, or the name of a shipped policy (tabletop)."
     )
+
+
+def _download(name: str) -> Path:
+    """A policy's files from the hub, or from its cache where they are already."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    repo, _, revision = name.partition("@")
+    try:
+        return Path(snapshot_download(repo, revision=revision or None, allow_patterns=FILES))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise CheckpointError(
+            f"no policy {name!r} on the hub, or the hub cannot be reached ({' '.join(str(error).split())[:160]}). "
+            "Expected hub:OWNER/NAME or hub:OWNER/NAME@REVISION."
+        ) from None
+
+
+def push_policy(policy: PadPolicy, repo: str, **options) -> str:
+    """Uploads a policy and its encoders to the hub as `repo` ("OWNER/NAME"), creating it. Returns the commit's address.
+
+    Args:  options: of `huggingface_hub.HfApi.upload_folder`, such as commit_message, revision or token.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=options.pop("token", None))
+    api.create_repo(repo, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        fill_policy(policy, Path(folder), bundle=True)
+        return str(api.upload_folder(repo_id=repo, folder_path=folder, **options))
 
 
 def load_policy(name: str | Path, device: str | torch.device = "cpu") -> PadPolicy:

@@ -1,6 +1,6 @@
 """Copies a trained policy into the folder that ships, its weights in half precision.
 
-    python scripts/ship_policy.py runs/tabletop --out data/weights/tabletop
+python scripts/ship_policy.py runs/tabletop --out data/weights/tabletop
 """
 
 from __future__ import annotations
@@ -17,8 +17,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("policy", help="a run, checkpoint or policy folder")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=0, help="sampling steps it takes unless told otherwise; 0: as trained")
     args = parser.parse_args()
     policy = load_policy(args.policy)
+    if args.steps:
+        policy.config.diffusion.steps = args.steps
     save_policy(policy, args.out, dtype=torch.float16)
     size = sum(file.stat().st_size for file in args.out.iterdir())
     count = sum(p.numel() for p in policy.parameters())

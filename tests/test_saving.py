@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -222,3 +223,18 @@ def test_a_save_that_dies_leaves_the_old_folder_and_no_rubbish(tmp_path) -> None
     write_folder(path, lambda folder: (folder / "b").write_text("new"))
     assert [entry.name for entry in path.iterdir()] == ["b"]
     assert [entry.name for entry in tmp_path.iterdir()] == ["policy"]
+
+
+def test_a_policy_on_the_hub_is_a_name_too(policy, saved, tmp_path, monkeypatch) -> None:
+    """From the hub's own cache, laid out as its library lays it out; nothing is fetched."""
+    version = "0" * 40
+    repo = tmp_path / "models--somebody--arm"
+    shutil.copytree(saved, repo / "snapshots" / version)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(version)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    found = find_policy("hub:somebody/arm")
+    assert (found / "policy.json").read_bytes() == (saved / "policy.json").read_bytes()
+    with pytest.raises(CheckpointError, match="no policy 'nobody/arm' on the hub.*hub:OWNER/NAME"):
+        find_policy("hub:nobody/arm")
