@@ -17,7 +17,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("policy", help="a run, checkpoint or policy folder")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=0, help="sampling steps it takes unless told otherwise; 0: as trained")
+    parser.add_argument("--steps", type=int, default=0, help="its own sampling steps; 0: as trained")
     args = parser.parse_args()
     policy = load_policy(args.policy)
     if args.steps:
