@@ -21,7 +21,7 @@ DEMONSTRATIONS = 100
 VIDEOS_PER_TASK = 10
 EPISODES = 20  # in which the small policy is evaluated
 FILMS = 6
-EXEC_STEPS = 6  # steps executed of each chunk before planning again
+EXEC_STEPS = 4  # steps executed of each chunk before planning again
 TRIAL_STEPS = 20  # to find out how fast this machine trains
 
 
