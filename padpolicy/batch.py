@@ -67,6 +67,11 @@ class Batch:
     def __len__(self) -> int:
         return len(self.text)
 
+    def has_field(self, name: str) -> Tensor:
+        """(B,) bool: is the field there? False for all if the batch has no such field."""
+        there = self.has.get(name)
+        return torch.zeros(len(self), dtype=torch.bool, device=self.index.device) if there is None else there
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         def move(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             return {name: tensor.to(device, non_blocking=non_blocking) for name, tensor in tensors.items()}

@@ -21,42 +21,23 @@ from torch import Tensor, nn
 
 from padpolicy import draws
 from padpolicy.batch import Batch, present
-from padpolicy.config import DiffusionConfig, EncodersConfig, ModelConfig
 from padpolicy.data.normalizer import Normalizer
 from padpolicy.diffusion.guidance import Guidance
 from padpolicy.diffusion.objective import Objective
 from padpolicy.diffusion.path import draw_tau
 from padpolicy.diffusion.sampler import sample
-from padpolicy.encoders.depth import DepthScale, reduce_depth
+from padpolicy.encoders.depth import DepthScale
+from padpolicy.fields import Fields
 from padpolicy.model.dit import DiT
-from padpolicy.model.network import Network, Observed, camera_of, group_of
+from padpolicy.model.network import Network, camera_of, group_of
 from padpolicy.model.tokens import Tokens
+from padpolicy.spec import PolicyConfig, PolicySpec
 
 if TYPE_CHECKING:  # only their interface is used here, and diffusers takes seconds to import
     from padpolicy.encoders.image import ImageEncoder
     from padpolicy.encoders.text import TextEncoder
 
 MODALITY = {"action": "action", "future_rgb": "rgb", "future_depth": "depth"}
-
-
-@dataclass
-class PolicySpec:
-    """What a policy must be given and what it gives: everything an evaluator or controller needs to know of it."""
-
-    cameras: list[str]
-    depth_cameras: list[str]
-    future_cameras: list[str]
-    future_depth_cameras: list[str]
-    image_size: int
-    obs_steps: int
-    chunk_steps: int
-    dt_s: float
-    future_offsets_s: list[float]
-    action_dim: int
-    proprio_dim: int
-    action: dict[str, Any]  # ActionSpec as a dict: kind, frame, rotation, gripper, names, unit (see data/actions.py)
-    robot: str
-    renderer: str  # which renderer drew the training images; "" if real cameras did
 
 
 @dataclass
@@ -123,16 +104,6 @@ class Policy(Protocol):
         """Latents (..., C, h, w) as pictures (..., H, W, 3) uint8."""
 
 
-@dataclass
-class PolicyConfig:
-    """What rebuilds a policy: saved as JSON beside its weights."""
-
-    spec: PolicySpec
-    model: ModelConfig
-    diffusion: DiffusionConfig
-    encoders: EncodersConfig
-
-
 class PadPolicy(nn.Module):
     """One diffusion transformer over the future and the actions.
 
@@ -153,10 +124,8 @@ class PadPolicy(nn.Module):
         super().__init__()
         self.config, self.spec = config, config.spec
         self.normalizer, self.depth_scale = normalizer, depth
-        self.image_encoder, self.text_encoder = (
-            image_encoder,
-            text_encoder,
-        )  # neither is an nn.Module: not in state_dict
+        self.image_encoder, self.text_encoder = image_encoder, text_encoder  # no nn.Modules: not in state_dict
+        self.fields = Fields(config, normalizer, depth, image_encoder, text_encoder)
         model, diffusion, spec = config.model, config.diffusion, config.spec
         self.objective = Objective(diffusion.objective, diffusion.learn_variance, diffusion.train_steps)
         tokens = Tokens(
@@ -185,8 +154,8 @@ class PadPolicy(nn.Module):
     def draw_modes(self, batch: Batch) -> list[str | None]:
         """The mode of each sample, drawn by `modes` (it has actions) or `video_modes` among those it has fields for."""
         u = draws.uniform(batch.seed, batch.step, batch.index.cpu(), "mode").tolist()
-        action = _has(batch, "action").tolist()
-        future = self._has_future(batch).tolist()
+        action = batch.has_field("action").tolist()
+        future = self.fields.has_future(batch).tolist()
         modes: list[str | None] = []
         for i in range(len(batch)):
             weights = self.config.diffusion.modes if action[i] else self.config.diffusion.video_modes
@@ -228,9 +197,9 @@ class PadPolicy(nn.Module):
         """The mean error of each sample over its valid elements and its noise draws, per modality (B,)."""
         batch = self._drop(batch)
         table = self.network.modes[mode]
-        x0, valid = self._targets(batch, mode)
-        context = self.network.context(self._observed(batch))
-        has = {name: self._has_field(batch, name) for name in x0}
+        x0, valid = self.fields.targets(batch, table.groups)
+        context = self.network.context(self.fields.observed(batch))
+        has = {name: self.fields.has(batch, name) for name in x0}
         prefix_BT = self._prefix(batch) if mode in ("policy", "joint") else None
         if prefix_BT is not None:
             valid["action"] = valid["action"] & ~prefix_BT[..., None]
@@ -269,7 +238,7 @@ class PadPolicy(nn.Module):
             return torch.tensor([mode is not None and group in table[mode].denoised for mode in modes])
 
         valid = {
-            "action": denoises("action") & _has(batch, "action"),
+            "action": denoises("action") & batch.has_field("action").cpu(),
             "rgb": denoises("future_rgb"),
             "depth": denoises("future_depth"),
         }
@@ -279,7 +248,7 @@ class PadPolicy(nn.Module):
         if "future" in batch.is_pad:
             seen_BF = ~batch.is_pad["future"]
             for camera in self.spec.future_cameras:
-                rgb |= (self._has_frames(batch, "future", camera)[:, None] & seen_BF).any(1).cpu()
+                rgb |= (self.fields.has_frames(batch, "future", camera)[:, None] & seen_BF).any(1).cpu()
             for camera in self.spec.future_depth_cameras:
                 name = f"future.depth_{camera}"
                 if name in batch.fields:
@@ -340,129 +309,6 @@ class PadPolicy(nn.Module):
         rest = ~batch.is_pad["action"] & ~prefix  # a sample must keep something to learn
         return prefix & rest.any(1, keepdim=True)
 
-    # -------------------------------------------------------------------------------- fields -> network
-
-    def _has_frames(self, batch: Batch, axis: str, camera: str) -> Tensor:
-        return _has(batch, f"{axis}.latent_{camera}") | _has(batch, f"{axis}.rgb_{camera}")
-
-    def _has_future(self, batch: Batch) -> Tensor:
-        """(B,) bool: does any imagined camera have a frame that is not padding?"""
-        there = torch.zeros(len(batch), dtype=torch.bool)
-        if "future" not in batch.is_pad:
-            return there
-        seen = (~batch.is_pad["future"]).any(1).cpu()
-        for camera in self.spec.future_cameras:
-            there |= self._has_frames(batch, "future", camera).cpu() & seen
-        return there
-
-    def _has_field(self, batch: Batch, name: str) -> Tensor:
-        """Presence of a noised field, whose latents may still be pixels in the batch."""
-        if group_of(name) == "future_rgb":
-            return self._has_frames(batch, "future", name.removeprefix("future.latent_"))
-        return _has(batch, name)
-
-    def _latents(self, batch: Batch, axis: str, camera: str) -> Tensor | None:
-        """Latents of a camera (B, O, C, h, w) float32, encoded here where only pixels came; 0 where absent."""
-        latent, rgb = f"{axis}.latent_{camera}", f"{axis}.rgb_{camera}"
-        x = None
-        if latent in batch.fields and bool(batch.has[latent].any()):
-            x = present(batch.fields[latent].float(), batch.has[latent])
-        if rgb in batch.fields:
-            rows = (batch.has[rgb] & ~_has(batch, latent)).nonzero()[:, 0]
-            if not len(rows):
-                return x
-            encoded = self.image_encoder.encode(batch.fields[rgb][rows]).float()
-            x = encoded.new_zeros(len(batch), *encoded.shape[1:]) if x is None else x
-            x = x.index_copy(0, rows, encoded)
-        return x
-
-    def _normalized(self, batch: Batch, name: str) -> Tensor:
-        """Actions or proprioception in the normaliser's units, 0 where absent; each row by its own robot."""
-        x = batch.fields[name].float()
-        rows = batch.has[name].nonzero()[:, 0]
-        robots = [batch.robot[i] for i in rows.tolist()]
-        values = self.normalizer.normalize(name.removeprefix("obs."), x[rows], robots)
-        return torch.zeros_like(x).index_copy(0, rows, values)
-
-    def _depth(self, batch: Batch, name: str) -> tuple[Tensor, Tensor]:
-        """Reduced, standardised depth and its validity; invalid and absent pixels are 0 (the mean depth)."""
-        mm, valid = reduce_depth(batch.fields[name], self.config.model.depth_size)
-        valid = present(valid, batch.has[name])
-        return present(self.depth_scale.standardise(mm), valid), valid
-
-    def _observed(self, batch: Batch) -> Observed:
-        """The context's contents. Fields that no sample has are left out."""
-        has: dict[str, Tensor] = {}
-        latents, pixels, depth, proprio = {}, {}, {}, None
-        for camera in self.spec.cameras:
-            if self.config.model.eyes == "stem":
-                name = f"obs.rgb_{camera}"
-                if bool(_has(batch, name).any()):
-                    has[f"rgb_{camera}"] = batch.has[name]
-                    pixels[camera] = present(batch.fields[name].float() / 127.5 - 1, batch.has[name])
-            elif (x := self._latents(batch, "obs", camera)) is not None:
-                latents[camera] = x
-                has[f"rgb_{camera}"] = self._has_frames(batch, "obs", camera)
-        for camera in self.spec.depth_cameras:
-            name = f"obs.depth_{camera}"
-            if bool(_has(batch, name).any()):
-                has[f"depth_{camera}"] = batch.has[name]
-                depth[camera] = self._depth(batch, name)
-        if bool(_has(batch, "obs.proprio").any()):
-            has["proprio"] = batch.has["obs.proprio"]
-            proprio = self._normalized(batch, "obs.proprio")
-        observed = Observed(latents, pixels, depth, proprio, has, batch.time_s["obs"])
-        own = [text if there else None for text, there in zip(batch.text, batch.has["text"].tolist(), strict=True)]
-        self._say(observed, own)
-        return observed
-
-    def _say(self, observed: Observed, texts: list[str | None]) -> None:
-        """Puts instructions into the context; None is the null text."""
-        text = self.text_encoder.encode([text or "" for text in texts], self.config.encoders.text_tokens)
-        observed.has["text"] = torch.tensor([text is not None for text in texts], device=self.device)
-        length = max(1, int(text.mask.sum(1).max()))  # padding that all share is left out
-        observed.text_tokens = text.tokens[:, :length].to(self.device)
-        observed.text_mask = text.mask[:, :length].to(self.device)
-        observed.text_pooled = text.pooled.to(self.device)
-
-    def _targets(self, batch: Batch, mode: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Clean contents of the mode's groups, and where they count (broadcastable to the contents)."""
-        groups = self.network.modes[mode].groups
-        x0, valid = {}, {}
-        seen_BF = ~batch.is_pad["future"] if "future" in batch.is_pad else None
-        if "future_rgb" in groups:
-            for camera in self.spec.future_cameras:
-                if (x := self._latents(batch, "future", camera)) is not None:
-                    name = f"future.latent_{camera}"
-                    x0[name] = x - self._now(name, batch, x.shape)
-                    there = self._has_frames(batch, "future", camera)[:, None] & seen_BF
-                    valid[name] = there[:, :, None, None, None]
-        if "future_depth" in groups:
-            for camera in self.spec.future_depth_cameras:
-                name = f"future.depth_{camera}"
-                if bool(_has(batch, name).any()):
-                    x, pixels = self._depth(batch, name)
-                    x0[name] = present(x - self._now(name, batch, x.shape), pixels)
-                    valid[name] = pixels & (batch.has[name][:, None] & seen_BF)[:, :, None, None]
-        if "action" in groups:
-            x0["action"] = self._normalized(batch, "action")
-            valid["action"] = (batch.has["action"][:, None] & ~batch.is_pad["action"])[..., None]
-        return x0, valid
-
-    def _now(self, name: str, batch: Batch, shape: Sequence[int]) -> Tensor:
-        """What a future field is told relative to, (B, 1, ...): the newest observation of its camera.
-
-        Zeros where that is absent, and where the settings want whole frames.
-        """
-        now = None
-        if self.config.diffusion.future == "change":
-            observed = name.replace("future.", "obs.")
-            if group_of(name) == "future_rgb":
-                now = self._latents(batch, "obs", camera_of(name))
-            elif bool(_has(batch, observed).any()):
-                now = self._depth(batch, observed)[0]
-        return torch.zeros(len(batch), 1, *shape[2:], device=self.device) if now is None else now[:, -1:]
-
     # ------------------------------------------------------------------------------------------- acting
 
     @torch.no_grad()
@@ -502,9 +348,9 @@ class PadPolicy(nn.Module):
 
         own = [text if there else None for text, there in zip(obs.text, obs.has["text"].tolist(), strict=True)]
         copies = guidance.copies
-        observed = _rows(self._observed(obs), copies)
+        observed = _rows(self.fields.observed(obs), copies)
         if not guidance.plain:
-            self._say(observed, [text for sample_text in own for text in guidance.texts(sample_text)])
+            self.fields.say(observed, [text for sample_text in own for text in guidance.texts(sample_text)])
         given = self._given(mode, obs, actions, future)
         encoded = self._clock()
         context = self.network.context(observed)
@@ -560,7 +406,7 @@ class PadPolicy(nn.Module):
         prediction = Prediction(action)
         for name in x:
             if name != "action":
-                frame = x[name] + self._now(name, obs, x[name].shape)
+                frame = x[name] + self.fields.now(name, obs, x[name].shape)
                 if group_of(name) == "future_rgb":
                     prediction.future_latent[camera_of(name)] = frame
                 else:
@@ -585,7 +431,9 @@ class PadPolicy(nn.Module):
             given = {}
             for camera in self.spec.future_cameras:
                 frames = self.image_encoder.encode(future[camera].to(self.device)).float()
-                given[f"future.latent_{camera}"] = frames - self._now(f"future.latent_{camera}", obs, frames.shape)
+                given[f"future.latent_{camera}"] = frames - self.fields.now(
+                    f"future.latent_{camera}", obs, frames.shape
+                )
             return given
         return {}
 
@@ -655,12 +503,6 @@ class PadPolicy(nn.Module):
             "depth": self.depth_scale.to_json(),
             "fingerprints": {"image": self.image_encoder.fingerprint, "text": self.text_encoder.fingerprint},
         }
-
-
-def _has(batch: Batch, name: str) -> Tensor:
-    """(B,) bool: is the field there? False for all if the batch has no such field."""
-    there = batch.has.get(name)
-    return torch.zeros(len(batch), dtype=torch.bool, device=batch.index.device) if there is None else there
 
 
 def _pick(weights: Mapping[str, float], u: float) -> str | None:

@@ -22,8 +22,9 @@ from padpolicy.data.normalizer import Normalizer
 from padpolicy.encoders.depth import DepthScale
 from padpolicy.encoders.image import ImageEncoder
 from padpolicy.encoders.text import TextEncoder
-from padpolicy.policy import PadPolicy, PolicyConfig, PolicySpec
+from padpolicy.policy import PadPolicy
 from padpolicy.shipped import shipped
+from padpolicy.spec import PolicyConfig, PolicySpec
 
 FORMAT = 1
 HUB = "hub:"  # `hub:OWNER/NAME` is a policy on the Hugging Face hub, `hub:OWNER/NAME@REVISION` one version of it

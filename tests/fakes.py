@@ -87,7 +87,7 @@ if "Fake-v0" not in gymnasium.registry:
 
 def spec(**changes: Any):
     """The PolicySpec that fits FakeEnv."""
-    from padpolicy.policy import PolicySpec
+    from padpolicy.spec import PolicySpec
 
     values = {
         "cameras": ["front"],

@@ -12,7 +12,8 @@ from padpolicy.batch import Batch, Sample, collate
 from padpolicy.config import DiffusionConfig, EncodersConfig, ModelConfig
 from padpolicy.data.normalizer import Normalizer
 from padpolicy.encoders.depth import DepthScale
-from padpolicy.policy import PadPolicy, PolicyConfig, PolicySpec
+from padpolicy.policy import PadPolicy
+from padpolicy.spec import PolicyConfig, PolicySpec
 
 SIZE, CHUNK, ACTION, PROPRIO = 32, 6, 3, 4
 

@@ -10,20 +10,22 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-EVERYBODY = {"", "batch", "draws", "config", "shipped", "progress"}  # "": padpolicy/__init__.py
+EVERYBODY = {"", "batch", "draws", "config", "spec", "shipped", "progress"}  # "": padpolicy/__init__.py
 POLICY_PARTS = {"encoders", "model", "diffusion", "data.normalizer", "data.actions", "data.latents"}
 ALLOWED: dict[str, set[str]] = {
     "batch": set(),
     "draws": set(),
     "shipped": set(),
     "config": {"shipped"},
+    "spec": {"config"},
     "progress": set(),
     "": set(),
     "data": {"data"},
     "encoders": {"encoders"},
     "model": {"model"},
     "diffusion": {"diffusion"},
-    "policy": {"policy"} | POLICY_PARTS,
+    "fields": POLICY_PARTS,
+    "policy": {"policy", "fields"} | POLICY_PARTS,
     "saving": {"policy"} | POLICY_PARTS,
     "control": {"control", "policy", "data.actions"},
     "evaluation": {"evaluation", "control", "policy", "saving", "data"},

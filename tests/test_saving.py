@@ -16,8 +16,9 @@ from padpolicy.config import DiffusionConfig, EncodersConfig, ModelConfig
 from padpolicy.data.normalizer import Normalizer
 from padpolicy.encoders import image, text
 from padpolicy.encoders.depth import DepthScale
-from padpolicy.policy import PadPolicy, PolicyConfig
+from padpolicy.policy import PadPolicy
 from padpolicy.saving import CheckpointError, find_policy, load_policy, save_policy, write_folder
+from padpolicy.spec import PolicyConfig
 
 
 @pytest.fixture(scope="module")

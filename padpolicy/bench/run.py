@@ -31,9 +31,10 @@ from padpolicy.encoders.depth import DepthScale
 from padpolicy.encoders.image import ImageEncoder
 from padpolicy.encoders.text import TextEncoder
 from padpolicy.evaluation.run import commit
-from padpolicy.policy import PadPolicy, PolicyConfig, PolicySpec
+from padpolicy.policy import PadPolicy
 from padpolicy.saving import load_policy
 from padpolicy.shipped import shipped
+from padpolicy.spec import PolicyConfig, PolicySpec
 from padpolicy.training.loop import autocast, make_optimizer, pick_device
 
 INSTRUCTIONS = ("touch the red cube", "put the green cube in the tray", "open the drawer", "stack the red cube on blue")
@@ -108,7 +109,7 @@ def acting(policy: PadPolicy, clock: Job, repeats: int) -> Row:
 
 def keeping_the_context(policy: PadPolicy, clock: Job, repeats: int) -> Row:
     """Denoising with the context's keys and values kept against computing them anew in every step."""
-    observed = policy._observed(random_batch(policy, 1, targets=False).to(policy.device))
+    observed = policy.fields.observed(random_batch(policy, 1, targets=False).to(policy.device))
     time_s = policy._times(1)
     noise = {"action": torch.randn(1, policy.spec.chunk_steps, policy.spec.action_dim, device=policy.device)}
     network = policy.network
@@ -295,7 +296,7 @@ def measured_size(policy: PadPolicy, batch: Batch) -> tuple[Size, int]:
         else:
             patch = model.depth_patch if ".depth_" in name else model.patch
             noised += frames * (rest[-1] // patch) * (rest[-2] // patch)
-    context = policy.network.context(policy._observed(batch)).cache.keys[0].shape[2]
+    context = policy.network.context(policy.fields.observed(batch)).cache.keys[0].shape[2]
     size = Size(len(batch), context, noised, model.width, model.depth, model.heads, model.mlp_ratio)
     return size, policy.spec.chunk_steps
 

@@ -22,7 +22,7 @@ import numpy as np
 
 if TYPE_CHECKING:  # both modules import torch
     from padpolicy.batch import Sample
-    from padpolicy.policy import PolicySpec
+    from padpolicy.spec import PolicySpec
 
 
 class ObservationBuffer:

@@ -68,7 +68,7 @@ class Normalizer:
 
         Rows without `has` (B,) bool are passed through: they are absent and need no statistic.
 
-        Raises:  KeyError if a (robot, field) has no statistic, ValueError if it has another number of dimensions.
+        Raises:  ValueError if a (robot, field) has no statistic, or one of another number of dimensions.
         """
         center, scale = self._table(field, x, robot, has)
         return (x.float() - center) * scale
@@ -92,7 +92,7 @@ class Normalizer:
                 continue
             if field not in self.stats.get(name, {}):
                 known = ", ".join(f"({r}, {f})" for r, fields in self.stats.items() for f in fields) or "none"
-                raise KeyError(
+                raise ValueError(
                     f"no statistic for (robot {name!r}, field {field!r}); there are: {known}. Train with data of this "
                     "robot, or name the robot as in training."
                 )

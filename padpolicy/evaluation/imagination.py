@@ -23,7 +23,8 @@ from padpolicy.data.store import Store
 from padpolicy.evaluation.metrics import wilson
 
 if TYPE_CHECKING:
-    from padpolicy.policy import Policy, PolicySpec
+    from padpolicy.policy import Policy
+    from padpolicy.spec import PolicySpec
 
 GROUP = 32  # the true future and 31 others
 EVERY = 4  # steps between moments of an episode

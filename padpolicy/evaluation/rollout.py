@@ -26,7 +26,8 @@ from padpolicy.data.letterbox import letterbox
 from padpolicy.evaluation.vector import Act, Description, Reset, Step, VectorEnv
 
 if TYPE_CHECKING:  # only the interface is used: any policy will do
-    from padpolicy.policy import Policy, PolicySpec
+    from padpolicy.policy import Policy
+    from padpolicy.spec import PolicySpec
 
 HOLD_STEPS = 2  # a watched goal counts once it has held for two steps in a row: passing by is not reaching
 

@@ -15,7 +15,8 @@ from padpolicy.data.normalizer import Normalizer
 from padpolicy.encoders.depth import DepthScale
 from padpolicy.encoders.image import ImageEncoder
 from padpolicy.encoders.text import TextEncoder
-from padpolicy.policy import PadPolicy, PolicyConfig, PolicySpec
+from padpolicy.policy import PadPolicy
+from padpolicy.spec import PolicyConfig, PolicySpec
 from padpolicy.training.distributed import World
 
 VALIDATION_BATCHES = 4

@@ -85,7 +85,7 @@ def test_json_round_trip():
 
 def test_a_missing_or_damaged_statistic_is_an_error():
     normalizer = Normalizer.fit({"arm": make_data()}, SPEC, PROPRIO)
-    with pytest.raises(KeyError, match=r"no statistic for \(robot 'leg', field 'action'\); there are: \(arm, action\)"):
+    with pytest.raises(ValueError, match=r"no statistic for \(robot 'leg', field 'action'\); there are: \(arm, action\)"):
         normalizer.normalize("action", torch.zeros(1, 4), ["leg"])
     with pytest.raises(ValueError, match="has 5 dims; its statistic has 4"):
         normalizer.normalize("action", torch.zeros(1, 5), ["arm"])

@@ -13,7 +13,8 @@ from padpolicy.data.store import Episode, Store, StoreSpec
 from padpolicy.encoders.depth import DepthScale
 from padpolicy.evaluation.imagination import imagination_report
 from padpolicy.evaluation.run import run_evaluation
-from padpolicy.policy import PadPolicy, PolicyConfig
+from padpolicy.policy import PadPolicy
+from padpolicy.spec import PolicyConfig
 
 
 @pytest.fixture(scope="module")

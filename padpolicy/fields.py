@@ -1,0 +1,161 @@
+"""Between the data contract and the network: the fields of a batch as what the network reads and what it must predict.
+
+Pixels become latents or stay pixels (for the stem), actions and proprioception go through the normaliser, depth is
+reduced and standardised, words become tokens. What is absent becomes exactly 0 here, whatever stood in the batch.
+
+Letters: B batch, O observation steps, F future frames, T action steps, A action dims, C h w latents, S reduced depth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from padpolicy.batch import Batch, present
+from padpolicy.data.normalizer import Normalizer
+from padpolicy.encoders.depth import DepthScale, reduce_depth
+from padpolicy.model.network import Observed, camera_of, group_of
+from padpolicy.spec import PolicyConfig
+
+if TYPE_CHECKING:  # only their interface is used here, and diffusers takes seconds to import
+    from padpolicy.encoders.image import ImageEncoder
+    from padpolicy.encoders.text import TextEncoder
+
+
+class Fields:
+    """Reads batches with the statistics and the frozen encoders of one policy. Holds nothing that is trained."""
+
+    def __init__(
+        self,
+        config: PolicyConfig,
+        normalizer: Normalizer,
+        depth: DepthScale,
+        image_encoder: ImageEncoder,
+        text_encoder: TextEncoder,
+    ):
+        self.config, self.normalizer, self.depth_scale = config, normalizer, depth
+        self.image_encoder, self.text_encoder = image_encoder, text_encoder
+
+    def has_frames(self, batch: Batch, axis: str, camera: str) -> Tensor:
+        """(B,) bool: is there a picture of this camera, as pixels or as latents?"""
+        return batch.has_field(f"{axis}.latent_{camera}") | batch.has_field(f"{axis}.rgb_{camera}")
+
+    def has_future(self, batch: Batch) -> Tensor:
+        """(B,) bool: does any imagined camera have a frame that is not padding?"""
+        there = torch.zeros(len(batch), dtype=torch.bool)
+        if "future" not in batch.is_pad:
+            return there
+        seen = (~batch.is_pad["future"]).any(1).cpu()
+        for camera in self.config.spec.future_cameras:
+            there |= self.has_frames(batch, "future", camera).cpu() & seen
+        return there
+
+    def has(self, batch: Batch, name: str) -> Tensor:
+        """Presence of a noised field, whose latents may still be pixels in the batch."""
+        if group_of(name) == "future_rgb":
+            return self.has_frames(batch, "future", name.removeprefix("future.latent_"))
+        return batch.has_field(name)
+
+    def _latents(self, batch: Batch, axis: str, camera: str) -> Tensor | None:
+        """Latents of a camera (B, O, C, h, w) float32, encoded here where only pixels came; 0 where absent."""
+        latent, rgb = f"{axis}.latent_{camera}", f"{axis}.rgb_{camera}"
+        x = None
+        if latent in batch.fields and bool(batch.has[latent].any()):
+            x = present(batch.fields[latent].float(), batch.has[latent])
+        if rgb in batch.fields:
+            rows = (batch.has[rgb] & ~batch.has_field(latent)).nonzero()[:, 0]
+            if not len(rows):
+                return x
+            encoded = self.image_encoder.encode(batch.fields[rgb][rows]).float()
+            x = encoded.new_zeros(len(batch), *encoded.shape[1:]) if x is None else x
+            x = x.index_copy(0, rows, encoded)
+        return x
+
+    def _normalized(self, batch: Batch, name: str) -> Tensor:
+        """Actions or proprioception in the normaliser's units, 0 where absent; each row by its own robot."""
+        x = batch.fields[name].float()
+        rows = batch.has[name].nonzero()[:, 0]
+        robots = [batch.robot[i] for i in rows.tolist()]
+        values = self.normalizer.normalize(name.removeprefix("obs."), x[rows], robots)
+        return torch.zeros_like(x).index_copy(0, rows, values)
+
+    def _depth(self, batch: Batch, name: str) -> tuple[Tensor, Tensor]:
+        """Reduced, standardised depth and its validity; invalid and absent pixels are 0 (the mean depth)."""
+        mm, valid = reduce_depth(batch.fields[name], self.config.model.depth_size)
+        valid = present(valid, batch.has[name])
+        return present(self.depth_scale.standardise(mm), valid), valid
+
+    def observed(self, batch: Batch) -> Observed:
+        """The context's contents. Fields that no sample has are left out."""
+        has: dict[str, Tensor] = {}
+        latents, pixels, depth, proprio = {}, {}, {}, None
+        for camera in self.config.spec.cameras:
+            if self.config.model.eyes == "stem":
+                name = f"obs.rgb_{camera}"
+                if bool(batch.has_field(name).any()):
+                    has[f"rgb_{camera}"] = batch.has[name]
+                    pixels[camera] = present(batch.fields[name].float() / 127.5 - 1, batch.has[name])
+            elif (x := self._latents(batch, "obs", camera)) is not None:
+                latents[camera] = x
+                has[f"rgb_{camera}"] = self.has_frames(batch, "obs", camera)
+        for camera in self.config.spec.depth_cameras:
+            name = f"obs.depth_{camera}"
+            if bool(batch.has_field(name).any()):
+                has[f"depth_{camera}"] = batch.has[name]
+                depth[camera] = self._depth(batch, name)
+        if bool(batch.has_field("obs.proprio").any()):
+            has["proprio"] = batch.has["obs.proprio"]
+            proprio = self._normalized(batch, "obs.proprio")
+        observed = Observed(latents, pixels, depth, proprio, has, batch.time_s["obs"])
+        own = [text if there else None for text, there in zip(batch.text, batch.has["text"].tolist(), strict=True)]
+        self.say(observed, own)
+        return observed
+
+    def say(self, observed: Observed, texts: list[str | None]) -> None:
+        """Puts instructions into the context; None is the null text."""
+        text = self.text_encoder.encode([text or "" for text in texts], self.config.encoders.text_tokens)
+        observed.has["text"] = torch.tensor([text is not None for text in texts], device=observed.time_s.device)
+        length = max(1, int(text.mask.sum(1).max()))  # padding that all share is left out
+        observed.text_tokens = text.tokens[:, :length].to(observed.time_s.device)
+        observed.text_mask = text.mask[:, :length].to(observed.time_s.device)
+        observed.text_pooled = text.pooled.to(observed.time_s.device)
+
+    def targets(self, batch: Batch, groups: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Clean contents of these token groups, and where they count (broadcastable to the contents)."""
+        x0, valid = {}, {}
+        seen_BF = ~batch.is_pad["future"] if "future" in batch.is_pad else None
+        if "future_rgb" in groups:
+            for camera in self.config.spec.future_cameras:
+                if (x := self._latents(batch, "future", camera)) is not None:
+                    name = f"future.latent_{camera}"
+                    x0[name] = x - self.now(name, batch, x.shape)
+                    there = self.has_frames(batch, "future", camera)[:, None] & seen_BF
+                    valid[name] = there[:, :, None, None, None]
+        if "future_depth" in groups:
+            for camera in self.config.spec.future_depth_cameras:
+                name = f"future.depth_{camera}"
+                if bool(batch.has_field(name).any()):
+                    x, pixels = self._depth(batch, name)
+                    x0[name] = present(x - self.now(name, batch, x.shape), pixels)
+                    valid[name] = pixels & (batch.has[name][:, None] & seen_BF)[:, :, None, None]
+        if "action" in groups:
+            x0["action"] = self._normalized(batch, "action")
+            valid["action"] = (batch.has["action"][:, None] & ~batch.is_pad["action"])[..., None]
+        return x0, valid
+
+    def now(self, name: str, batch: Batch, shape: Sequence[int]) -> Tensor:
+        """What a future field is told relative to, (B, 1, ...): the newest observation of its camera.
+
+        Zeros where that is absent, and where the settings want whole frames.
+        """
+        now = None
+        if self.config.diffusion.future == "change":
+            observed = name.replace("future.", "obs.")
+            if group_of(name) == "future_rgb":
+                now = self._latents(batch, "obs", camera_of(name))
+            elif bool(batch.has_field(observed).any()):
+                now = self._depth(batch, observed)[0]
+        return torch.zeros(len(batch), 1, *shape[2:], device=batch.index.device) if now is None else now[:, -1:]
