@@ -141,6 +141,7 @@ class PadPolicy(nn.Module):
             out_factor=self.objective.out_factor,
             stem=model.eyes == "stem",
             coarse=model.coarse_cameras,
+            glance=model.glance,
         )
         trunk = DiT(model.width, model.depth, model.heads, model.mlp_ratio, model.recompute)
         self.network = Network(tokens, trunk, diffusion.coupling, model.text)

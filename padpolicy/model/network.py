@@ -51,7 +51,10 @@ class Context:
     """The observation and the instruction, as every denoising step needs them."""
 
     cache: ContextCache
-    pooled_B1D: Tensor  # what the sentence adds to every modulation; 0 where it goes in as tokens
+    pooled_B1D: Tensor  # added to every modulation: the sentence (0 where it goes in as tokens) and where it points
+
+
+_Parts = list[tuple[Tensor, Tensor]]  # tokens (B, N, D), and (B,) or (B, N): are they there?
 
 
 class Network(nn.Module):
@@ -84,26 +87,47 @@ class Network(nn.Module):
 
     def context(self, observed: Observed) -> Context:
         """Encodes what is known. Nothing here depends on the noise, so it is done once per (observation, prompt)."""
-        make, has, when = self.tokens, observed.has, observed.time_s
-        parts: list[tuple[Tensor, Tensor | None]] = []
-        if self.text != "pooled":
-            parts.append(make.text(observed.text_tokens, observed.text_mask, has["text"]))
-        for camera, x in observed.latents.items():
-            parts.append((make.latents("obs_rgb", camera, x, when), has[f"rgb_{camera}"]))
-        for camera, x in observed.pixels.items():
-            parts.append((make.pixels(camera, x, when), has[f"rgb_{camera}"]))
-        for camera, (x, valid) in observed.depth.items():
-            parts.append((make.depth("obs_depth", camera, x, valid, when), has[f"depth_{camera}"]))
-        if observed.proprio is not None:
-            parts.append((make.proprio(observed.proprio, when), has["proprio"]))
-
-        x_BCD = torch.cat([tokens for tokens, _ in parts], 1)
-        mask_BC = torch.cat([_per_token(there, tokens) for tokens, there in parts], 1)
-        pooled = make.pooled(observed.text_pooled, has["text"])
-        if self.text == "tokens":
-            pooled = 0 * pooled
+        heard, seen, felt = self._read(observed)
+        x_BCD, mask_BC = _join(heard + seen + felt)
+        pooled = self._sentence(observed)
         cache = self.trunk.context(x_BCD, F.silu(self.context_row + pooled), mask_BC)
+        if self.tokens.glance is not None:
+            pooled = pooled + self.tokens.glance.out(self._look(seen, felt, pooled))
         return Context(cache, pooled)
+
+    def look(self, observed: Observed) -> Tensor:
+        """What a glance finds, (B, 2 D): the first thing `context` does, and all that scripts/train_eye.py trains."""
+        _, seen, felt = self._read(observed)
+        return self._look(seen, felt, self._sentence(observed))[:, 0]
+
+    def _look(self, seen: _Parts, felt: _Parts, pooled_B1D: Tensor) -> Tensor:
+        asked = pooled_B1D
+        for tokens, there in felt:
+            asked = asked + tokens[:, -1:] * there[:, None, None]
+        if not seen:
+            nothing = asked.new_zeros(len(asked), 1, asked.shape[-1])
+            return self.tokens.glance(nothing, torch.zeros_like(nothing[..., 0], dtype=torch.bool), asked)
+        return self.tokens.glance(*_join(seen), asked)
+
+    def _sentence(self, observed: Observed) -> Tensor:
+        pooled = self.tokens.pooled(observed.text_pooled, observed.has["text"])
+        return 0 * pooled if self.text == "tokens" else pooled
+
+    def _read(self, observed: Observed) -> tuple[_Parts, _Parts, _Parts]:
+        """Tokens of what is heard, seen and felt, and which of them are there."""
+        make, has, when = self.tokens, observed.has, observed.time_s
+        heard, seen, felt = [], [], []
+        if self.text != "pooled":
+            heard.append(make.text(observed.text_tokens, observed.text_mask, has["text"]))
+        for camera, x in observed.latents.items():
+            seen.append((make.latents("obs_rgb", camera, x, when), has[f"rgb_{camera}"]))
+        for camera, x in observed.pixels.items():
+            seen.append((make.pixels(camera, x, when), has[f"rgb_{camera}"]))
+        for camera, (x, valid) in observed.depth.items():
+            seen.append((make.depth("obs_depth", camera, x, valid, when), has[f"depth_{camera}"]))
+        if observed.proprio is not None:
+            felt.append((make.proprio(observed.proprio, when), has["proprio"]))
+        return heard, seen, felt
 
     def denoise(
         self,
@@ -210,6 +234,11 @@ def _blocks(x: Tensor, n: int) -> Tensor:
     blocks = (x.expand(n, -1, -1) if len(x) == 1 else x).unflatten(0, (-1, n))
     eye = torch.eye(n, dtype=x.dtype, device=x.device)
     return (blocks[:, :, :, None] * eye[:, None, :, None]).flatten(3, 4).flatten(1, 2)
+
+
+def _join(parts: _Parts) -> tuple[Tensor, Tensor]:
+    """One sequence (B, N, D), and which of its tokens are there (B, N)."""
+    return torch.cat([x for x, _ in parts], 1), torch.cat([_per_token(there, x) for x, there in parts], 1)
 
 
 def _per_token(there: Tensor, tokens_BND: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from padpolicy.model.dit import DiT
 from padpolicy.model.layers import grid_positions, sincos
 from padpolicy.model.masks import COUPLINGS, MODES, NOISED, describe, mode_table, who_sees_whom
+from padpolicy.model.tokens import Glance
 
 B, C, N, D, H = 2, 5, 7, 16, 4
 
@@ -77,6 +78,21 @@ def test_positions_are_distinct_and_cosine_comes_first():
     assert torch.pdist(places).min() > 0.1
     assert torch.equal(sincos(torch.zeros(1), 8)[0], torch.tensor([1.0] * 4 + [0.0] * 4))
     assert torch.allclose(sincos(torch.tensor([0.3]), 8)[0, 0], torch.tensor(0.3).cos())
+
+
+def test_a_glance_is_attention_over_what_is_there():
+    torch.manual_seed(0)
+    glance = Glance(D, heads=1)
+    x, asked = torch.randn(B, C, D), torch.randn(B, 1, D)
+    mask = torch.tensor([[True, False, True, True, False], [False] * C])
+    key, value = glance.key_value(x).chunk(2, -1)
+    weight = (glance.query(asked[:1])[0] @ key[0][mask[0]].T / D**0.5).softmax(-1)
+    expected = glance.think(torch.cat([weight @ value[0][mask[0]], asked[0]], -1))
+    got = glance(x, mask, asked)
+    assert torch.allclose(got[0], expected, atol=1e-6)
+    nothing = glance.think(torch.cat([torch.zeros(1, D), asked[1]], -1))
+    assert torch.equal(got[1], nothing)
+    assert torch.equal(glance(x + 9 * ~mask[..., None], mask, asked), got)  # what is absent is not looked at
 
 
 def test_the_modes_table():
