@@ -21,7 +21,6 @@ DEMONSTRATIONS = 100
 VIDEOS_PER_TASK = 10
 EPISODES = 20  # in which the small policy is evaluated
 FILMS = 6
-EXEC_STEPS = 4  # steps executed of each chunk before planning again
 TRIAL_STEPS = 20  # to find out how fast this machine trains
 
 
@@ -75,7 +74,7 @@ def _evaluate(cfg: QuickstartConfig, checkpoint: str, out: Path, tasks: list[str
     settings: EvalConfig = config.load("eval", ["checkpoint=set-below", "out=set-below", "env=tabletop"])
     settings.checkpoint, settings.out = checkpoint, str(out)
     settings.tasks, settings.episodes_per_task, settings.videos = tasks, episodes, films
-    settings.seed, settings.threads, settings.exec_steps = cfg.seed, cfg.threads, EXEC_STEPS
+    settings.seed, settings.threads = cfg.seed, cfg.threads
     with counted_bar("episodes") as advance:
         return run_evaluation(settings, progress=lambda done, total, result: advance(done, total, result.instruction))
 
