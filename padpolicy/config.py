@@ -72,7 +72,7 @@ class ModelConfig:
     )
     text: str = "both"  # "tokens": in the context; "pooled": one vector in every modulation, as PAD; or "both"
     coarse_cameras: list[str] = field(default_factory=list)  # stem: a quarter of the tokens for these, e.g. the wrist
-    glance: bool = True  # one look for where the instruction points, before the trunk; see model/tokens.py
+    glance: bool = False  # one look for where the instruction points; only where scripts/train_eye.py has taught it
     depth_size: int = 24  # depth images are reduced (nearest valid) to this many pixels a side
     depth_patch: int = 6  # reduced depth pixels per token side
     recompute: bool = False  # recompute activations in the backward pass: less memory, a third more time
@@ -83,6 +83,7 @@ class DiffusionConfig:
     """Noise, modes and losses in training, and steps and guidance in sampling."""
 
     objective: str = "flow"  # "flow" (velocity) or "ddpm" (noise prediction)
+    predict: str = "velocity"  # flow only: what the network says of a noised field, "clean" or "velocity"
     learn_variance: bool = False  # ddpm only: learned range variance with the hybrid loss
     train_steps: int = 1000  # ddpm only: K; step k is tau = (k + 1) / K
     coupling: str = "blind"  # in joint: "blind" (action never sees future), "pad" (action sees future), "full"
@@ -262,6 +263,7 @@ _CHOICES = {
     "diffusion.future": ("change", "frame"),
     "diffusion.times": ("shared", "independent", "future_noisier"),
     "diffusion.tau_law": ("uniform", "logit_normal", "beta"),
+    "diffusion.predict": ("clean", "velocity"),
     "training.precision": ("bf16", "fp32"),
     "evaluation.paraphrase": ("canonical", "random", "held_out"),
     "paraphrase": ("canonical", "random", "held_out"),

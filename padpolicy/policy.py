@@ -127,7 +127,9 @@ class PadPolicy(nn.Module):
         self.image_encoder, self.text_encoder = image_encoder, text_encoder  # no nn.Modules: not in state_dict
         self.fields = Fields(config, normalizer, depth, image_encoder, text_encoder)
         model, diffusion, spec = config.model, config.diffusion, config.spec
-        self.objective = Objective(diffusion.objective, diffusion.learn_variance, diffusion.train_steps)
+        self.objective = Objective(
+            diffusion.objective, diffusion.predict, diffusion.learn_variance, diffusion.train_steps
+        )
         tokens = Tokens(
             width=model.width,
             channels=image_encoder.channels,

@@ -69,7 +69,7 @@ def small_policy(seed: int = 0, model: dict | None = None, **diffusion) -> PadPo
         robot="arm",
         renderer="rays",
     )
-    settings = {"width": 32, "depth": 2, "heads": 4, "depth_size": 8, "depth_patch": 4, **(model or {})}
+    settings = {"width": 32, "depth": 2, "heads": 4, "glance": True, "depth_size": 8, "depth_patch": 4, **(model or {})}
     config = PolicyConfig(spec, ModelConfig(**settings), DiffusionConfig(**diffusion), EncodersConfig(text_tokens=5))
     stats = {
         "arm": {

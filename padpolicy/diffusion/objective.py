@@ -1,6 +1,7 @@
-"""What the network is trained to say about a noised field: its velocity (flow) or its noise (ddpm).
+"""What the network is trained to say about a noised field: what is clean or the velocity (flow), or the noise (ddpm).
 
-Source:  flow matching, arXiv:2210.02747; DDPM, arXiv:2006.11239; learned variance, arXiv:2102.09672, section 3.
+Source:  flow matching, arXiv:2210.02747; clean fields under the velocity's loss, arXiv:2511.13720; DDPM,
+arXiv:2006.11239; learned variance, arXiv:2102.09672, section 3.
 """
 
 from __future__ import annotations
@@ -12,14 +13,20 @@ from torch import Tensor
 
 from padpolicy.diffusion import path
 
+SMALLEST_TAU = 0.05  # the loss divides by at least this (2511.13720, section 4.3)
 VB_WEIGHT = 1e-3  # lambda of the hybrid loss (2102.09672, eq. 16), for a bound in bits per element summed over K steps
 
 
 @dataclass(frozen=True)
 class Objective:
-    """kind: "flow" or "ddpm". learn_variance, train_steps: ddpm only."""
+    """kind: "flow" or "ddpm".   predict: flow only, "clean" or "velocity".   learn_variance, train_steps: ddpm only.
+
+    A network that says what is clean says exactly 0 before it has learned anything: of a future told as its change,
+    that nothing moves. One that says the velocity must first learn to hand the noise through.
+    """
 
     kind: str = "flow"
+    predict: str = "velocity"
     learn_variance: bool = False
     train_steps: int = 1000
 
@@ -34,12 +41,18 @@ class Objective:
             return path.flow_mix(x0, noise, tau_B)
         return path.ddpm_mix(x0, noise, tau_B, self.train_steps)
 
+    def velocity(self, out: Tensor, x: Tensor, tau: float) -> Tensor:
+        """dx/dtau of a noised field x at tau > 0, from the network's answer (flow)."""
+        return (x - out) / tau if self.predict == "clean" else out
+
     def error(self, out: Tensor, x0: Tensor, noise: Tensor, tau_B: Tensor, channel_axis: int) -> Tensor:
         """Elementwise loss, shaped like x0.
 
         Args:  out: the network's answer; with a learned variance twice as long on `channel_axis` (mean part first).
         """
         if self.kind == "flow":
+            if self.predict == "clean":  # the same as the difference of velocities: x - x0 is tau (noise - x0)
+                return ((out - x0) / path.like(tau_B.clamp(min=SMALLEST_TAU), x0)).square()
             return (out - (noise - x0)).square()
         if not self.learn_variance:
             return (out - noise).square()

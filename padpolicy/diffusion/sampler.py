@@ -47,7 +47,8 @@ def sample(
         for i in range(steps):
             tau, tau_next = 1 - i / steps, 1 - (i + 1) / steps
             out = denoise(x, tau)
-            x = after({field: euler(x[field], out[field], tau, tau_next) for field in x}, tau_next)
+            velocity = {field: objective.velocity(out[field], x[field], tau) for field in x}
+            x = after({field: euler(x[field], velocity[field], tau, tau_next) for field in x}, tau_next)
         return x
     schedulers = {field: _scheduler(objective, steps) for field in x}
     times = next(iter(schedulers.values())).timesteps.tolist()

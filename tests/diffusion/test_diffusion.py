@@ -12,7 +12,7 @@ from padpolicy.diffusion.guidance import Guidance
 from padpolicy.diffusion.objective import Objective
 from padpolicy.diffusion.sampler import euler, sample
 
-FLOW, DDPM = Objective("flow"), Objective("ddpm")
+FLOW, CLEAN, DDPM = Objective("flow", "velocity"), Objective("flow", "clean"), Objective("ddpm")
 HYBRID = Objective("ddpm", learn_variance=True)
 
 
@@ -61,17 +61,32 @@ def test_an_unknown_law_is_an_error():
 
 
 @pytest.mark.parametrize("steps", [1, 2, 8])
-@pytest.mark.parametrize("objective", [FLOW, DDPM])
+@pytest.mark.parametrize("objective", [FLOW, CLEAN, DDPM])
 def test_a_perfect_denoiser_recovers_one_clean_sample(objective, steps):
     x0, start = torch.randn(2, 5), torch.randn(2, 5)
 
     def perfect(x, tau):
         if objective is FLOW:
             return {"x": (x["x"] - x0) / tau}
+        if objective is CLEAN:
+            return {"x": x0}
         abar = path.alphas_cumprod(1000)[round(tau * 1000) - 1]
         return {"x": (x["x"] - abar**0.5 * x0) / (1 - abar) ** 0.5}
 
     assert torch.allclose(sample(objective, perfect, {"x": start}, steps)["x"], x0, atol=1e-4)
+
+
+def test_an_answer_and_its_velocity_have_the_same_error():
+    x0, noise, tau = torch.randn(8, 3), torch.randn(8, 3), torch.linspace(0.06, 1, 8)
+    x, clean = FLOW.mix(x0, noise, tau), torch.randn(8, 3)
+    velocity = torch.stack([CLEAN.velocity(clean[i], x[i], float(tau[i])) for i in range(8)])
+    assert torch.allclose(CLEAN.error(clean, x0, noise, tau, -1), FLOW.error(velocity, x0, noise, tau, -1), rtol=1e-3)
+
+
+@pytest.mark.parametrize("steps", [1, 4, 50])
+def test_a_network_that_has_learned_nothing_says_zero(steps):
+    silent = sample(CLEAN, lambda x, tau: {"x": torch.zeros_like(x["x"])}, {"x": torch.randn(4)}, steps)
+    assert torch.allclose(silent["x"], torch.zeros(4), atol=1e-6)
 
 
 def test_the_euler_step_is_diffusers():

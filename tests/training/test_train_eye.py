@@ -16,7 +16,7 @@ from padpolicy.training.build import build_policy, open_data
 from padpolicy.training.distributed import World
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-SETTINGS = ["experiment=tiny", "model.eyes=stem"]
+SETTINGS = ["experiment=tiny", "model.eyes=stem", "model.glance=true"]
 
 
 @pytest.fixture(scope="module")
