@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from padpolicy import config
-from padpolicy.saving import load_policy
 from padpolicy.training.build import build_policy, open_data
 from padpolicy.training.distributed import World
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 SETTINGS = ["experiment=tiny", "model.eyes=stem", "model.glance=true"]
 
 
@@ -36,13 +36,13 @@ def test_the_target_is_the_pose_at_the_next_key_moment(fresh, monkeypatch):
     gripper = store.read("action", 0, store.n_rows)[:, 4] > 0.5
     proprio = store.read("proprio", 0, store.n_rows)
     changes = 0
-    for episode in range(0, store.n_episodes, 5):
+    for episode in range(store.n_episodes):
         start, stop = store.bounds(episode)
         for row in range(start, stop):
             key = next((r for r in range(max(row, start + 1), stop) if gripper[r] != gripper[r - 1]), stop - 1)
             changes += key < stop - 1
             assert np.array_equal(moments.target[row], proprio[key])
-    assert changes > 100
+    assert changes > 20  # rows before a change: both kinds of key moments were seen
 
 
 def test_only_the_eye_is_taught(fresh, tmp_path):
@@ -50,6 +50,16 @@ def test_only_the_eye_is_taught(fresh, tmp_path):
     command = [sys.executable, str(SCRIPTS / "train_eye.py"), *SETTINGS, f"out={out}", "--steps", "3", "--batch", "4"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    before, after = fresh[0].state_dict(), load_policy(out).state_dict()
+    before, after = fresh[0].state_dict(), load_file(out / "model.safetensors")
     changed = {name.split(".")[2] for name in before if not torch.equal(before[name], after[name])}
-    assert changed == {"stem", "glance", "camera", "kind", "seconds", "proprio_in", "pooled_in", "depth_in"}
+    assert changed == {
+        "stem",
+        "glance",
+        "camera",
+        "kind",
+        "seconds",
+        "proprio_in",
+        "pooled_in",
+        "null_pooled",
+        "depth_in",
+    }
