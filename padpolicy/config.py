@@ -83,7 +83,7 @@ class DiffusionConfig:
     """Noise, modes and losses in training, and steps and guidance in sampling."""
 
     objective: str = "flow"  # "flow" (velocity) or "ddpm" (noise prediction)
-    predict: str = "velocity"  # flow only: what the network says of a noised field: "velocity", or "clean" (worse for actions)
+    predict: str = "velocity"  # what the network says (flow only): "velocity", or "clean" (worse for actions)
     learn_variance: bool = False  # ddpm only: learned range variance with the hybrid loss
     train_steps: int = 1000  # ddpm only: K; step k is tau = (k + 1) / K
     coupling: str = "blind"  # in joint: "blind" (action never sees future), "pad" (action sees future), "full"
