@@ -82,8 +82,9 @@ class ModelConfig:
 class DiffusionConfig:
     """Noise, modes and losses in training, and steps and guidance in sampling."""
 
-    objective: str = "flow"  # "flow" (velocity) or "ddpm" (noise prediction)
-    predict: str = "velocity"  # what the network says (flow only): "velocity", or "clean" (worse for actions)
+    objective: str = "flow"  # "flow" (straight paths) or "ddpm" (noise prediction)
+    predict_action: str = "velocity"  # what the network says of it (flow only): "velocity" or "clean"
+    predict_future: str = "clean"  # the same of what it imagines
     learn_variance: bool = False  # ddpm only: learned range variance with the hybrid loss
     train_steps: int = 1000  # ddpm only: K; step k is tau = (k + 1) / K
     coupling: str = "blind"  # in joint: "blind" (action never sees future), "pad" (action sees future), "full"
@@ -263,7 +264,8 @@ _CHOICES = {
     "diffusion.future": ("change", "frame"),
     "diffusion.times": ("shared", "independent", "future_noisier"),
     "diffusion.tau_law": ("uniform", "logit_normal", "beta"),
-    "diffusion.predict": ("clean", "velocity"),
+    "diffusion.predict_action": ("clean", "velocity"),
+    "diffusion.predict_future": ("clean", "velocity"),
     "training.precision": ("bf16", "fp32"),
     "evaluation.paraphrase": ("canonical", "random", "held_out"),
     "paraphrase": ("canonical", "random", "held_out"),

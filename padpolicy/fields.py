@@ -9,6 +9,7 @@ Letters: B batch, O observation steps, F future frames, T action steps, A action
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,19 +26,15 @@ if TYPE_CHECKING:  # only their interface is used here, and diffusers takes seco
     from padpolicy.encoders.text import TextEncoder
 
 
+@dataclass(frozen=True)
 class Fields:
     """Reads batches with the statistics and the frozen encoders of one policy. Holds nothing that is trained."""
 
-    def __init__(
-        self,
-        config: PolicyConfig,
-        normalizer: Normalizer,
-        depth: DepthScale,
-        image_encoder: ImageEncoder,
-        text_encoder: TextEncoder,
-    ):
-        self.config, self.normalizer, self.depth_scale = config, normalizer, depth
-        self.image_encoder, self.text_encoder = image_encoder, text_encoder
+    config: PolicyConfig
+    normalizer: Normalizer
+    depth_scale: DepthScale
+    image_encoder: ImageEncoder
+    text_encoder: TextEncoder
 
     def has_frames(self, batch: Batch, axis: str, camera: str) -> Tensor:
         """(B,) bool: is there a picture of this camera, as pixels or as latents?"""

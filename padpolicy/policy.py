@@ -127,9 +127,12 @@ class PadPolicy(nn.Module):
         self.image_encoder, self.text_encoder = image_encoder, text_encoder  # no nn.Modules: not in state_dict
         self.fields = Fields(config, normalizer, depth, image_encoder, text_encoder)
         model, diffusion, spec = config.model, config.diffusion, config.spec
-        self.objective = Objective(
-            diffusion.objective, diffusion.predict, diffusion.learn_variance, diffusion.train_steps
+        clean = frozenset(
+            name
+            for name in _noised_fields(spec)
+            if "clean" == (diffusion.predict_action if name == "action" else diffusion.predict_future)
         )
+        self.objective = Objective(diffusion.objective, clean, diffusion.learn_variance, diffusion.train_steps)
         tokens = Tokens(
             width=model.width,
             channels=image_encoder.channels,
@@ -198,8 +201,8 @@ class PadPolicy(nn.Module):
 
     def _loss_in_mode(self, mode: str, batch: Batch) -> dict[str, Tensor]:
         """The mean error of each sample over its valid elements and its noise draws, per modality (B,)."""
-        batch = self._drop(batch)
         table = self.network.modes[mode]
+        batch = self._drop(batch) if table.hears else _unheard(self._drop(batch))
         x0, valid = self.fields.targets(batch, table.groups)
         context = self.network.context(self.fields.observed(batch))
         has = {name: self.fields.has(batch, name) for name in x0}
@@ -226,7 +229,7 @@ class PadPolicy(nn.Module):
         counts: dict[str, Tensor] = {}
         for name, answer in out.items():
             axis = _channel_axis(name, self.objective.out_factor)
-            error = self.objective.error(answer.float(), x0[name], noise[name], tau[group_of(name)], axis)
+            error = self.objective.error(name, answer.float(), x0[name], noise[name], tau[group_of(name)], axis)
             there = valid[name].expand_as(error)
             key = MODALITY[group_of(name)]
             sums[key] = sums.get(key, 0) + present(error, there).reshape(len(batch), -1).sum(1)
@@ -336,7 +339,8 @@ class PadPolicy(nn.Module):
                    "forward" obs and `actions` -> future; "inverse" obs and `future` -> action.
                actions: (B, T, A) real environment actions.   future: camera -> (B, F, H, W, 3) uint8.
                prefix: (B, T, A) real actions, of which the first prefix_len (B,) are kept and answered to.
-               guidance: a scale over the text, or a Guidance; None: the configured scale.
+               guidance: a scale over the text, or a Guidance; None: the configured scale. "forward" and "inverse"
+                   hear no text.
                steps: network calls; None: the configured number.
                noise: field -> standard normal start, instead of drawing it from `generator`.
         Raises:  ValueError for an unknown mode or a missing input of the mode, naming it.
@@ -344,9 +348,12 @@ class PadPolicy(nn.Module):
         started = time.perf_counter()
         if mode not in self.network.modes:
             raise ValueError(f"mode={mode!r}: expected one of {', '.join(self.network.modes)}")
-        obs = obs.to(self.device)
+        table = self.network.modes[mode]
+        obs = obs.to(self.device) if table.hears else _unheard(obs.to(self.device))
         steps = self.config.diffusion.steps if steps is None else steps
-        if not isinstance(guidance, Guidance):
+        if not table.hears:
+            guidance = Guidance()
+        elif not isinstance(guidance, Guidance):
             guidance = Guidance(self.config.diffusion.guidance if guidance is None else float(guidance))
 
         own = [text if there else None for text, there in zip(obs.text, obs.has["text"].tolist(), strict=True)]
@@ -370,7 +377,6 @@ class PadPolicy(nn.Module):
             return {**x, "action": torch.where(clean_BT[..., None], keep, x["action"])}
 
         known, times, clean = _rows(given, copies), _rows(time_s, copies), _rows(clean_BT, copies)
-        table = self.network.modes[mode]
 
         def denoise(x: dict[str, Tensor], tau: float) -> dict[str, Tensor]:
             when = torch.full((len(obs) * copies,), tau, device=self.device)
@@ -433,10 +439,9 @@ class PadPolicy(nn.Module):
                 raise ValueError(f"mode='inverse' needs future={{camera: (B, F, H, W, 3) uint8}}; missing: {missing}")
             given = {}
             for camera in self.spec.future_cameras:
+                name = f"future.latent_{camera}"
                 frames = self.image_encoder.encode(future[camera].to(self.device)).float()
-                given[f"future.latent_{camera}"] = frames - self.fields.now(
-                    f"future.latent_{camera}", obs, frames.shape
-                )
+                given[name] = frames - self.fields.now(name, obs, frames.shape)
             return given
         return {}
 
@@ -506,6 +511,17 @@ class PadPolicy(nn.Module):
             "depth": self.depth_scale.to_json(),
             "fingerprints": {"image": self.image_encoder.fingerprint, "text": self.text_encoder.fingerprint},
         }
+
+
+def _unheard(batch: Batch) -> Batch:
+    """The batch without its instructions."""
+    return dataclasses.replace(batch, has={**batch.has, "text": torch.zeros_like(batch.has["text"])})
+
+
+def _noised_fields(spec: PolicySpec) -> list[str]:
+    """Everything that is ever denoised, in the order of the groups."""
+    rgb = [f"future.latent_{camera}" for camera in spec.future_cameras]
+    return [*rgb, *(f"future.depth_{camera}" for camera in spec.future_depth_cameras), "action"]
 
 
 def _pick(weights: Mapping[str, float], u: float) -> str | None:

@@ -14,6 +14,7 @@ Settings are those of `padpolicy train`, of which data, model, encoders and trai
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import time
 from pathlib import Path
 
@@ -22,46 +23,35 @@ import torch
 from torch import nn
 
 from padpolicy import config
-from padpolicy.batch import Batch, Sample, collate
-from padpolicy.data.dataset import Source
+from padpolicy.batch import Batch, collate
+from padpolicy.config import ConfigError, TrainConfig
+from padpolicy.data.dataset import Source, open_source
+from padpolicy.data.store import StoreError
+from padpolicy.device import autocast, pick_device
 from padpolicy.policy import PadPolicy
 from padpolicy.saving import load_fitting, save_policy
 from padpolicy.training.build import build_policy, open_data
 from padpolicy.training.distributed import World
-from padpolicy.training.loop import autocast
 
 
 class Moments:
-    """Single observations of a store, held in memory, and the pose at the next key moment of each."""
+    """The observations of a source, and the pose at the next key moment of each."""
 
-    def __init__(self, source: Source, policy: PadPolicy):
-        store, spec = source.store, policy.spec
-        names = [f"rgb_{c}" for c in spec.cameras] + [f"depth_{c}" for c in spec.depth_cameras] + ["proprio"]
-        self.arrays = {name: store.read(name, 0, store.n_rows) for name in names}
-        self.source, self.robot = source, spec.robot
-        self.episode = np.repeat(np.arange(store.n_episodes), np.diff(store.episode_ends, prepend=0))
-        action = store.read("action", 0, store.n_rows)
+    def __init__(self, source: Source):
+        self.source, store = source, source.store
+        action, proprio = (store.read(name, 0, store.n_rows) for name in ("action", "proprio"))
         grip = [i for i, role in enumerate(source.action_spec.roles) if role == "gripper"]
         command = action[:, grip] > action[:, grip].mean(0)
         key = np.r_[False, (command[1:] != command[:-1]).any(1)]  # the gripper is told something new
         key[store.episode_ends[:-1]] = False  # the first row of an episode follows another episode
         key[store.episode_ends - 1] = True
         rows = np.flatnonzero(key)
-        self.target = self.arrays["proprio"][rows[np.searchsorted(rows, np.arange(store.n_rows))]]
+        self.target = proprio[rows[np.searchsorted(rows, np.arange(store.n_rows))]]
 
-    def batch(self, rows: np.ndarray, rng: np.random.Generator) -> tuple[Batch, torch.Tensor]:
-        """Observations at `rows`, each in one of its task's wordings, and their targets (B, P)."""
-        samples = [
-            Sample(
-                {f"obs.{name}": array[row : row + 1] for name, array in self.arrays.items()},
-                {"obs": np.zeros(1, bool)},
-                {"obs": np.zeros(1, np.float32)},
-                text=rng.choice(self.source.store.task_of(int(self.episode[row]))["paraphrases"]),
-                robot=self.robot,
-            )
-            for row in rows
-        ]
-        return collate(samples), torch.from_numpy(self.target[rows])
+    def batch(self, windows: np.ndarray, rng: np.random.Generator, split: str) -> tuple[Batch, torch.Tensor]:
+        """Observations at `windows` of a split, each in one of its task's wordings, and their targets (B, P)."""
+        samples = [self.source.sample(int(i), rng, split) for i in windows]
+        return collate(samples), torch.from_numpy(self.target[self.source.rows[split][windows]])
 
 
 class Eye(nn.Module):
@@ -84,43 +74,66 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1e-3)
     args = parser.parse_args()
-    cfg = config.load("train", args.settings)
+    try:
+        cfg = config.load("train", args.settings)
+        policy, moments = prepare(cfg)
+    except (ConfigError, StoreError) as error:
+        parser.error(str(error))
+    train(cfg, policy, moments, args.steps, args.batch, args.lr)
+
+
+def prepare(cfg: TrainConfig) -> tuple[PadPolicy, Moments]:
+    """A new policy, and the observations to teach it on.
+
+    Raises:  ConfigError, StoreError: settings without an eye to teach, or data without poses to learn from.
+    """
+    if not cfg.model.glance:
+        raise ConfigError("model.glance=false: this policy has no glance to teach. Set model.glance=true.")
     if cfg.training.threads:
         torch.set_num_threads(cfg.training.threads)
     torch.manual_seed(cfg.seed)
-    device = torch.device("cuda" if torch.cuda.is_available() and cfg.training.device != "cpu" else "cpu")
-    data = open_data(cfg, str(device), World())
-    policy = build_policy(cfg, data, str(device))
+    device = pick_device(cfg.training.device)
+    data = open_data(cfg, device, World())
+    policy = build_policy(cfg, data, device)
     if cfg.training.init:
         load_fitting(policy, cfg.training.init)
-    (source,) = data.mixture.robot_sources
-    moments, rng = Moments(source, policy), np.random.default_rng(cfg.seed)
-    eye = Eye(policy).to(device)
+    if not data.mixture.robot_sources or not data.mixture.proprio_names:
+        raise ConfigError(f"data.path={cfg.data.path!r} has no actions or no proprio: where is the next key moment?")
+    seen_only = dataclasses.replace(cfg.data, future_cameras=[], future_depth_cameras=[])
+    pixels = cfg.model.eyes == "stem"
+    return policy, Moments(open_source(cfg.data.path, seen_only, False, data.image_encoder.fingerprint, pixels))
 
-    def loss(rows: np.ndarray) -> torch.Tensor:
-        batch, target = moments.batch(rows, rng)
-        target = policy.normalizer.normalize("proprio", target.to(device), batch.robot)
-        with autocast(device, cfg.training.precision):
-            found = eye(batch.to(device))
+
+def train(cfg: TrainConfig, policy: PadPolicy, moments: Moments, steps: int, batch_size: int, peak_lr: float) -> None:
+    """AdamW on the squared error of the normalised pose; writes a policy folder into cfg.out."""
+    rng, eye = np.random.default_rng(cfg.seed), Eye(policy).to(policy.device)
+    windows = {split: moments.source.n_windows(split) for split in ("train", "val")}
+
+    def loss(chosen: np.ndarray, split: str) -> torch.Tensor:
+        batch, target = moments.batch(chosen, rng, split)
+        target = policy.normalizer.normalize("proprio", target.to(policy.device), batch.robot)
+        with autocast(policy.device, cfg.training.precision):
+            found = eye(batch.to(policy.device))
         return (found.float() - target).square().mean(0)
 
     trained = [p for p in eye.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, args.lr, betas=(0.9, 0.98), weight_decay=cfg.training.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, args.steps, pct_start=0.1)
+    optimizer = torch.optim.AdamW(trained, peak_lr, betas=(0.9, 0.98), weight_decay=cfg.training.weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak_lr, steps, pct_start=0.1)
     began = time.monotonic()
-    for step in range(1, args.steps + 1):
-        value = loss(rng.choice(source.rows["train"], args.batch)).mean()
+    for step in range(1, steps + 1):
+        value = loss(rng.integers(windows["train"], size=batch_size), "train").mean()
         optimizer.zero_grad()
         value.backward()
         nn.utils.clip_grad_norm_(trained, cfg.training.clip_norm)
         optimizer.step()
         schedule.step()
-        if step % 100 == 0 or step == args.steps:
-            line = f"{step}/{args.steps}  {time.monotonic() - began:.0f} s  loss {value.item():.4f}"
-            if len(source.rows["val"]):
-                rows = source.rows["val"][:: max(1, len(source.rows["val"]) // 256)]
+        if step % 100 == 0 or step == steps:
+            line = f"{step}/{steps}  {time.monotonic() - began:.0f} s  loss {value.item():.4f}"
+            if windows["val"]:
+                held_out = np.arange(windows["val"])[:: max(1, windows["val"] // 256)]
                 with torch.no_grad():
-                    line += f"  held-out episodes, per dimension {[round(x, 3) for x in loss(rows).tolist()]}"
+                    errors = [round(x, 3) for x in loss(held_out, "val").tolist()]
+                line += f"  held-out episodes, per dimension {errors}"
             print(line, flush=True)
     save_policy(policy, Path(cfg.out))
     print(f"{cfg.out}. Next: padpolicy train … training.init={cfg.out}")

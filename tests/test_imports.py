@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-EVERYBODY = {"", "batch", "draws", "config", "spec", "shipped", "progress"}  # "": padpolicy/__init__.py
+EVERYBODY = {"", "batch", "draws", "device", "config", "spec", "shipped", "progress"}  # "": padpolicy/__init__.py
 POLICY_PARTS = {"encoders", "model", "diffusion", "data.normalizer", "data.actions", "data.latents"}
 ALLOWED: dict[str, set[str]] = {
     "batch": set(),
     "draws": set(),
+    "device": set(),
     "shipped": set(),
     "config": {"shipped"},
     "spec": {"config"},

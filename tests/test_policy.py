@@ -261,18 +261,33 @@ def test_recomputed_activations_change_nothing():
 
 
 def test_a_network_that_predicts_no_change_imagines_the_present():
-    """Fresh heads predict velocity 0, and from noise 0 the change stays 0: the imagined frame is the observed one."""
+    """Fresh heads say that the clean change is 0: from any noise, the imagined frame is the observed one."""
     policy = small_policy(future="change")
     for head in policy.network.tokens.heads.values():
         torch.nn.init.zeros_(head.linear.weight)
         torch.nn.init.zeros_(head.linear.bias)
     obs = batch_of(robot_sample(0), video_sample(1))
-    still = {name: torch.zeros_like(x) for name, x in joint_noise(2).items()}
-    prediction = policy.predict(obs, mode="joint", noise=still)
+    prediction = policy.predict(obs, mode="joint", noise=joint_noise(2))
     now = policy.image_encoder.encode(obs.fields["obs.rgb_front"])
     assert torch.allclose(prediction.future_latent["front"], now.expand(-1, 2, -1, -1, -1), atol=1e-6)
-    whole = small_policy(future="frame").predict(obs, mode="joint", noise=still).future_latent["front"]
+    whole = small_policy(future="frame").predict(obs, mode="joint", noise=joint_noise(2)).future_latent["front"]
     assert not torch.allclose(whole, now.expand(-1, 2, -1, -1, -1), atol=1e-2)
+
+
+@pytest.mark.parametrize(("mode", "hears"), [("policy", True), ("joint", True), ("forward", False), ("inverse", False)])
+def test_what_an_action_causes_does_not_depend_on_the_words(mode, hears):
+    """In training and in sampling, also under guidance."""
+    policy, seen = small_policy(modes={mode: 1.0}), []
+    context = policy.network.context
+    policy.network.context = lambda observed: seen.append(observed) or context(observed)
+    obs = batch_of(robot_sample(0), robot_sample(1))
+    policy.loss(obs)
+    given = {
+        "forward": {"actions": obs.fields["action"]},
+        "inverse": {"future": {"front": obs.fields["future.rgb_front"]}},
+    }
+    policy.predict(obs, mode=mode, guidance=2.0, **given.get(mode, {}))
+    assert [bool(observed.has["text"].any()) for observed in seen] == [hears, hears]
 
 
 @pytest.mark.parametrize("mode", ["policy", "joint", "inverse"])

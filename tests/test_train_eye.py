@@ -31,8 +31,8 @@ def test_the_target_is_the_pose_at_the_next_key_moment(fresh, monkeypatch):
     monkeypatch.syspath_prepend(str(SCRIPTS))
     from train_eye import Moments
 
-    policy, source = fresh
-    store, moments = source.store, Moments(source, policy)
+    _, source = fresh
+    store, moments = source.store, Moments(source)
     gripper = store.read("action", 0, store.n_rows)[:, 4] > 0.5
     proprio = store.read("proprio", 0, store.n_rows)
     changes = 0
@@ -43,6 +43,13 @@ def test_the_target_is_the_pose_at_the_next_key_moment(fresh, monkeypatch):
             changes += key < stop - 1
             assert np.array_equal(moments.target[row], proprio[key])
     assert changes > 20  # rows before a change: both kinds of key moments were seen
+
+
+def test_a_policy_without_an_eye_is_an_error():
+    command = [sys.executable, str(SCRIPTS / "train_eye.py"), "experiment=tiny", "out=unused"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "model.glance=false: this policy has no glance to teach. Set model.glance=true." in done.stderr
 
 
 def test_only_the_eye_is_taught(fresh, tmp_path):

@@ -26,6 +26,7 @@ from padpolicy.bench.environment import step_rates
 from padpolicy.config import BenchConfig, ConfigError, TrainConfig
 from padpolicy.data.collect import ENVS
 from padpolicy.data.normalizer import Normalizer
+from padpolicy.device import autocast, pick_device
 from padpolicy.diffusion.sampler import sample
 from padpolicy.encoders.depth import DepthScale
 from padpolicy.encoders.image import ImageEncoder
@@ -35,7 +36,7 @@ from padpolicy.policy import PadPolicy
 from padpolicy.saving import load_policy
 from padpolicy.shipped import shipped
 from padpolicy.spec import PolicyConfig, PolicySpec
-from padpolicy.training.loop import autocast, make_optimizer, pick_device
+from padpolicy.training.loop import make_optimizer
 
 INSTRUCTIONS = ("touch the red cube", "put the green cube in the tray", "open the drawer", "stack the red cube on blue")
 LATENCY_PLANS = 8  # plans per repeat whose stages are timed

@@ -13,20 +13,21 @@ from torch import Tensor
 
 from padpolicy.diffusion import path
 
-SMALLEST_TAU = 0.05  # the loss divides by at least this (2511.13720, section 4.3)
+SMALLEST_TAU = 0.25  # the loss divides by at least this, the last of four sampling steps (0.05 in 2511.13720)
 VB_WEIGHT = 1e-3  # lambda of the hybrid loss (2102.09672, eq. 16), for a bound in bits per element summed over K steps
 
 
 @dataclass(frozen=True)
 class Objective:
-    """kind: "flow" or "ddpm".   predict: flow only, "clean" or "velocity".   learn_variance, train_steps: ddpm only.
+    """kind: "flow" or "ddpm".   clean: flow only, the fields of which the network says what is clean; of the others it
+    says the velocity.   learn_variance, train_steps: ddpm only.
 
     A network that says what is clean says exactly 0 before it has learned anything: of a future told as its change,
     that nothing moves. One that says the velocity must first learn to hand the noise through.
     """
 
     kind: str = "flow"
-    predict: str = "velocity"
+    clean: frozenset[str] = frozenset()
     learn_variance: bool = False
     train_steps: int = 1000
 
@@ -41,17 +42,19 @@ class Objective:
             return path.flow_mix(x0, noise, tau_B)
         return path.ddpm_mix(x0, noise, tau_B, self.train_steps)
 
-    def velocity(self, out: Tensor, x: Tensor, tau: float) -> Tensor:
+    def velocity(self, field: str, out: Tensor, x: Tensor, tau: float) -> Tensor:
         """dx/dtau of a noised field x at tau > 0, from the network's answer (flow)."""
-        return (x - out) / tau if self.predict == "clean" else out
+        return (x - out) / tau if field in self.clean else out
 
-    def error(self, out: Tensor, x0: Tensor, noise: Tensor, tau_B: Tensor, channel_axis: int) -> Tensor:
+    def error(
+        self, field: str, out: Tensor, x0: Tensor, noise: Tensor, tau_B: Tensor, channel_axis: int = -1
+    ) -> Tensor:
         """Elementwise loss, shaped like x0.
 
         Args:  out: the network's answer; with a learned variance twice as long on `channel_axis` (mean part first).
         """
         if self.kind == "flow":
-            if self.predict == "clean":  # the same as the difference of velocities: x - x0 is tau (noise - x0)
+            if field in self.clean:  # the same as the difference of velocities: x - x0 is tau (noise - x0)
                 return ((out - x0) / path.like(tau_B.clamp(min=SMALLEST_TAU), x0)).square()
             return (out - (noise - x0)).square()
         if not self.learn_variance:

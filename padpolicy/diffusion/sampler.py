@@ -47,7 +47,7 @@ def sample(
         for i in range(steps):
             tau, tau_next = 1 - i / steps, 1 - (i + 1) / steps
             out = denoise(x, tau)
-            velocity = {field: objective.velocity(out[field], x[field], tau) for field in x}
+            velocity = {field: objective.velocity(field, out[field], x[field], tau) for field in x}
             x = after({field: euler(x[field], velocity[field], tau, tau_next) for field in x}, tau_next)
         return x
     schedulers = {field: _scheduler(objective, steps) for field in x}

@@ -20,6 +20,7 @@ import torch
 import padpolicy
 from padpolicy.config import EvalConfig
 from padpolicy.control.chunking import ObservationBuffer
+from padpolicy.device import pick_device
 from padpolicy.evaluation import episodes as lists
 from padpolicy.evaluation import floors
 from padpolicy.evaluation.metrics import summarise_ms
@@ -75,8 +76,7 @@ def run_evaluation(cfg: EvalConfig, policy: Policy | None = None, progress: Prog
     if policy is None:
         from padpolicy.saving import load_policy
 
-        device = ("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device
-        policy = load_policy(cfg.checkpoint, device)
+        policy = load_policy(cfg.checkpoint, pick_device(cfg.device))
     acting, open_loop = policy, None
     if cfg.floor == "no_image":
         acting = floors.without_images(policy)

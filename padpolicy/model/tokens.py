@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -52,10 +53,10 @@ class Glance(nn.Module):
         """What was found, (B, 1, 2 D), before `out`.   mask_BN: which tokens are there; asked_B1D: the query."""
         q = self.query(asked_B1D).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         k, v = self.key_value(x_BND).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        weight = q.float() @ k.float().transpose(-1, -2) / k.shape[-1] ** 0.5
-        weight = weight.masked_fill(~mask_BN[:, None, None], -1e9).softmax(-1).to(v.dtype)
-        seen = (weight @ v).transpose(1, 2).flatten(2)
-        seen = torch.where(mask_BN.any(1)[:, None, None], seen, 0)  # nothing to look at
+        something_B1 = mask_BN.any(1, keepdim=True)
+        see = (mask_BN | ~something_B1)[:, None, None]  # a row without keys would be NaN
+        seen = F.scaled_dot_product_attention(q, k, v, attn_mask=see).transpose(1, 2).flatten(2)
+        seen = torch.where(something_B1[..., None], seen, 0)
         return self.think(torch.cat([seen, asked_B1D.to(seen.dtype)], -1))
 
 

@@ -21,6 +21,7 @@ from padpolicy import config
 from padpolicy.batch import Batch
 from padpolicy.config import TrainConfig
 from padpolicy.data.dataset import BatchStream, loader
+from padpolicy.device import autocast, pick_device
 from padpolicy.policy import PadPolicy
 from padpolicy.saving import load_fitting
 from padpolicy.training import checkpoint
@@ -193,16 +194,6 @@ def learning_rate(cfg: TrainConfig, step: int) -> float:
     progress = (step - training.warmup_steps) / max(1, training.steps - training.warmup_steps)
     low = training.final_lr_fraction
     return training.lr * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress)))
-
-
-def autocast(device: torch.device, precision: str):
-    """bf16 matrix products with float32 weights and sums, or plain float32."""
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
-
-
-def pick_device(name: str) -> str:
-    """The GPU, if there is one, for "auto"."""
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 
 def _evaluate(cfg: TrainConfig, step: int) -> dict[str, float]:

@@ -9,10 +9,10 @@ from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
 from padpolicy.diffusion import path
 from padpolicy.diffusion.guidance import Guidance
-from padpolicy.diffusion.objective import Objective
+from padpolicy.diffusion.objective import SMALLEST_TAU, Objective
 from padpolicy.diffusion.sampler import euler, sample
 
-FLOW, CLEAN, DDPM = Objective("flow", "velocity"), Objective("flow", "clean"), Objective("ddpm")
+FLOW, CLEAN, DDPM = Objective("flow"), Objective("flow", frozenset({"x"})), Objective("ddpm")
 HYBRID = Objective("ddpm", learn_variance=True)
 
 
@@ -77,10 +77,12 @@ def test_a_perfect_denoiser_recovers_one_clean_sample(objective, steps):
 
 
 def test_an_answer_and_its_velocity_have_the_same_error():
-    x0, noise, tau = torch.randn(8, 3), torch.randn(8, 3), torch.linspace(0.06, 1, 8)
+    x0, noise, tau = torch.randn(8, 3), torch.randn(8, 3), torch.linspace(SMALLEST_TAU, 1, 8)
     x, clean = FLOW.mix(x0, noise, tau), torch.randn(8, 3)
-    velocity = torch.stack([CLEAN.velocity(clean[i], x[i], float(tau[i])) for i in range(8)])
-    assert torch.allclose(CLEAN.error(clean, x0, noise, tau, -1), FLOW.error(velocity, x0, noise, tau, -1), rtol=1e-3)
+    velocity = torch.stack([CLEAN.velocity("x", clean[i], x[i], float(tau[i])) for i in range(8)])
+    of_clean = CLEAN.error("x", clean, x0, noise, tau)
+    assert torch.allclose(of_clean, FLOW.error("x", velocity, x0, noise, tau), rtol=1e-3)
+    assert not torch.allclose(of_clean, CLEAN.error("another", clean, x0, noise, tau), rtol=1e-3)
 
 
 @pytest.mark.parametrize("steps", [1, 4, 50])
@@ -141,7 +143,7 @@ def test_the_learned_variance_lies_between_its_bounds_and_the_bound_is_analytic(
         expected = 0.5 * (ratio - 1 - ratio.log()) / np.log(2)
         assert torch.allclose(bound.mean(1).double(), expected, atol=1e-4)
     assert torch.allclose(
-        HYBRID.error(torch.cat([noise, -torch.ones_like(noise)], -1), x0, noise, tau, -1), torch.zeros(3, 4), atol=1e-4
+        HYBRID.error("x", torch.cat([noise, -torch.ones_like(noise)], -1), x0, noise, tau), torch.zeros(3, 4), atol=1e-4
     )
 
 
