@@ -15,6 +15,7 @@ C h w latent size. `<cam>` is a camera's name; cameras may differ in size becaus
 | future.depth_<cam>    | (B, F, H, W)      | as obs                              | yes           |
 | future.latent_<cam>   | (B, F, C, h, w)   | as obs                              | made from rgb |
 | action                | (B, T, A)         | float32, real environment actions   | yes: a video  |
+| executed              | (B, T, A)         | as action: what the robot was told  | yes: = action |
 
 *Missing means absent, not zero.* `has[field]` says per sample whether the field is there; what stands in `fields` where
 it is not may be anything, NaN included, and must never reach a layer: consumers pass it through `present`.
@@ -31,11 +32,6 @@ import torch
 from torch import Tensor
 
 TIME_AXES = ("obs", "future", "action")
-
-
-def time_axis(name: str) -> str:
-    """The time axis a field lives on: `obs.rgb_front` -> `obs`, `action` -> `action`."""
-    return name.split(".", 1)[0]
 
 
 @dataclass

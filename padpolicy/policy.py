@@ -202,7 +202,7 @@ class PadPolicy(nn.Module):
     def _loss_in_mode(self, mode: str, batch: Batch) -> dict[str, Tensor]:
         """The mean error of each sample over its valid elements and its noise draws, per modality (B,)."""
         table = self.network.modes[mode]
-        batch = self._drop(batch) if table.hears else _unheard(self._drop(batch))
+        batch = _physical(self._drop(batch)) if table.physics else self._drop(batch)
         x0, valid = self.fields.targets(batch, table.groups)
         context = self.network.context(self.fields.observed(batch))
         has = {name: self.fields.has(batch, name) for name in x0}
@@ -271,16 +271,14 @@ class PadPolicy(nn.Module):
             keep = draws.uniform(batch.seed, batch.step, batch.index, "text") >= cfg.text_dropout
             has["text"] = has["text"] & keep
         if cfg.obs_dropout > 0:
-            groups = [(f"obs.latent_{c}", f"obs.rgb_{c}") for c in self.spec.cameras]
-            groups += [(f"obs.depth_{c}",) for c in self.spec.depth_cameras] + [("obs.proprio",)]
-            groups = [[name for name in names if name in batch.fields] for names in groups]
-            groups = [names for names in groups if names]
-            u = draws.uniform(batch.seed, batch.step, batch.index, "obs")
-            which = (u / cfg.obs_dropout * len(groups)).long()  # u >= obs_dropout hits no group
-            if len(groups) > 1:
-                for i, names in enumerate(groups):
-                    for name in names:
-                        has[name] = has[name] & (which != i)
+            groups = [[f"obs.latent_{c}", f"obs.rgb_{c}"] for c in self.spec.cameras]
+            groups += [[f"obs.depth_{c}"] for c in self.spec.depth_cameras] + [["obs.proprio"]]
+            there_GB = torch.stack([torch.stack([batch.has_field(name) for name in names]).any(0) for names in groups])
+            u_B = draws.uniform(batch.seed, batch.step, batch.index, "obs") / cfg.obs_dropout
+            which_B = (u_B * there_GB.sum(0)).long()  # counted among those that the sample has; u >= 1 hits none
+            hit_GB = there_GB & (there_GB.cumsum(0) - 1 == which_B) & (there_GB.sum(0) > 1)
+            for names, hit_B in zip(groups, hit_GB, strict=True):
+                has |= {name: has[name] & ~hit_B for name in names if name in has}
         return dataclasses.replace(batch, has=has)
 
     def _draw_tau(self, mode: str, batch: Batch, n: int) -> dict[str, Tensor]:
@@ -295,7 +293,7 @@ class PadPolicy(nn.Module):
         if mode == "joint" and cfg.times == "shared":
             future = action
         elif mode == "joint" and cfg.times == "future_noisier":
-            action, future = torch.minimum(action, future), torch.maximum(action, future)
+            future = torch.maximum(action, future)
         tau = {"action": action, "future_rgb": future, "future_depth": future}
         return {g: torch.zeros_like(t) if g in table.given else t for g, t in tau.items() if g in table.groups}
 
@@ -349,9 +347,9 @@ class PadPolicy(nn.Module):
         if mode not in self.network.modes:
             raise ValueError(f"mode={mode!r}: expected one of {', '.join(self.network.modes)}")
         table = self.network.modes[mode]
-        obs = obs.to(self.device) if table.hears else _unheard(obs.to(self.device))
+        obs = _physical(obs.to(self.device)) if table.physics else obs.to(self.device)
         steps = self.config.diffusion.steps if steps is None else steps
-        if not table.hears:
+        if table.physics:
             guidance = Guidance()
         elif not isinstance(guidance, Guidance):
             guidance = Guidance(self.config.diffusion.guidance if guidance is None else float(guidance))
@@ -513,9 +511,12 @@ class PadPolicy(nn.Module):
         }
 
 
-def _unheard(batch: Batch) -> Batch:
-    """The batch without its instructions."""
-    return dataclasses.replace(batch, has={**batch.has, "text": torch.zeros_like(batch.has["text"])})
+def _physical(batch: Batch) -> Batch:
+    """The batch without its instructions, and with the actions that were executed where they are known."""
+    fields, has = dict(batch.fields), {**batch.has, "text": torch.zeros_like(batch.has["text"])}
+    if "executed" in fields:
+        fields["action"] = torch.where(has["executed"][:, None, None], fields["executed"], fields["action"])
+    return dataclasses.replace(batch, fields=fields, has=has)
 
 
 def _noised_fields(spec: PolicySpec) -> list[str]:

@@ -62,11 +62,41 @@ def test_a_samples_loss_in_a_mixed_batch_is_its_loss_alone(step):
 
 
 def test_counts_are_known_before_the_network_runs():
+    """Whatever has a loss at all counts, and nothing else: random weights leave no error of exactly 0."""
     policy = small_policy(modes=ALL_MODES, prefix_share=0.5)
     for step in range(5):
-        batch = mixed(step)
-        counts = policy.valid_counts(batch)
-        assert counts == {name: int(valid.sum()) for name, valid in policy.loss(batch).valid.items()}
+        batch, counted = mixed(step), {"action": 0, "rgb": 0, "depth": 0}
+        for row, mode in enumerate(policy.draw_modes(batch)):
+            for name, value in policy._loss_in_mode(mode, batch.select(torch.tensor([row]))).items():
+                counted[name] += int(value > 0)
+        assert policy.valid_counts(batch) == counted
+
+
+def test_one_observation_is_dropped_and_never_the_last():
+    """Which one does not depend on the fields that only other samples of the batch have."""
+    policy, dropped = small_policy(obs_dropout=0.5), set()
+    film = video_sample(1)
+    film.fields = {name: x for name, x in film.fields.items() if not name.startswith("obs.") or name == "obs.rgb_front"}
+    for step in range(60):
+        alone, together = batch_of(robot_sample(0)), batch_of(robot_sample(0), film)
+        alone.step = together.step = step
+        has, mixed_has = policy._drop(alone).has, policy._drop(together).has
+        gone = [name for name in alone.has if name.startswith("obs.") and not has[name][0]]
+        assert gone == [name for name in alone.has if name.startswith("obs.") and not mixed_has[name][0]]
+        assert len(gone) <= 1 and mixed_has["obs.rgb_front"][1]
+        dropped |= {*gone}
+    assert dropped == {"obs.rgb_front", "obs.rgb_wrist", "obs.depth_front", "obs.proprio"}
+
+
+@pytest.mark.parametrize("times", ["independent", "shared", "future_noisier"])
+def test_the_actions_time_has_its_law_in_joint_whatever_the_futures_has(times):
+    policy = small_policy(tau_law="uniform", times=times)
+    batch = batch_of(*(robot_sample(i) for i in range(500)))
+    tau = policy._draw_tau("joint", batch, 4)
+    assert abs(tau["action"].mean() - 1 / 2) < 0.03 and abs(tau["action"].std() - 12**-0.5) < 0.02
+    expected = {"independent": 1 / 2, "shared": 1 / 2, "future_noisier": 2 / 3}[times]
+    assert abs(tau["future_rgb"].mean() - expected) < 0.03
+    assert (tau["future_rgb"] >= tau["action"]).all() == (times != "independent")
 
 
 def test_a_modality_without_a_valid_sample_costs_exactly_nothing():
@@ -288,6 +318,16 @@ def test_what_an_action_causes_does_not_depend_on_the_words(mode, hears):
     }
     policy.predict(obs, mode=mode, guidance=2.0, **given.get(mode, {}))
     assert [bool(observed.has["text"].any()) for observed in seen] == [hears, hears]
+
+
+@pytest.mark.parametrize(("mode", "executed"), [("policy", 0), ("joint", 0), ("forward", 1), ("inverse", 1)])
+def test_what_happens_is_learned_from_the_executed_action_and_what_to_do_from_the_label(mode, executed):
+    policy = small_policy(modes={mode: 1.0})
+    plain, disturbed, carried_out = (robot_sample(0) for _ in range(3))
+    other = robot_sample(1).fields["action"]
+    disturbed.fields["executed"] = carried_out.fields["action"] = other
+    losses = [float(policy.loss(batch_of(sample)).total().detach()) for sample in (plain, disturbed, carried_out)]
+    assert losses[0] != losses[2] and losses[1] == losses[2 * executed]
 
 
 @pytest.mark.parametrize("mode", ["policy", "joint", "inverse"])

@@ -179,6 +179,7 @@ def _open_store(path: Path, cfg: CollectConfig, known: KnownEnv, tasks: list[str
         depth_cameras=list(cfg.env.cameras) if cfg.depth else [],
         proprio=known.proprio if cfg.actions else None,
         action=known.action if cfg.actions else None,
+        executed=cfg.actions,
         robot=cfg.env.robot if cfg.actions else "",
         renderer=cfg.env.renderer,
         dt_s=known.action.dt_s,
@@ -267,10 +268,11 @@ def _record(cfg: CollectConfig, job: Job) -> tuple[Episode | None, int]:
     for attempt in range(ATTEMPTS):
         seed = scene_seed(cfg.seed, job.task, job.number, attempt)
         noise = NOISE if np.random.default_rng([seed, 2]).random() < cfg.noise else 0.0
-        observations, labels, success = [], [], False
-        for observation, label, _, info in rollout(env, seed, job.task, noise):
+        observations, labels, executed, success = [], [], [], False
+        for observation, label, action, info in rollout(env, seed, job.task, noise):
             observations.append(observation)
             labels.append(label)
+            executed.append(action)
             success = bool(info["success"])
         if success or cfg.keep_failures:
             break
@@ -282,6 +284,7 @@ def _record(cfg: CollectConfig, job: Job) -> tuple[Episode | None, int]:
     arrays = {name: np.stack([observation[name] for observation in observations]) for name in names}
     if cfg.actions:
         arrays["action"] = np.stack(labels).astype(np.float32)
+        arrays["executed"] = np.stack(executed).astype(np.float32)
     arrays["timestamp"] = np.arange(len(labels)) * known.action.dt_s
     source = "scripted expert, disturbed" if noise else "scripted expert"
     return Episode(arrays, job.task, success, seed, source, job.id), attempt + 1

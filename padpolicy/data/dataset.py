@@ -56,7 +56,12 @@ class Source:
             )
         self.window_spec = windows.WindowSpec(cfg.obs_steps, cfg.chunk_steps, tuple(cfg.future_offsets_s), cfg.dt_s)
         self.timestamp_s = store.read("timestamp", 0, store.n_rows)
-        self.rows = _split_rows(store, cfg.val_fraction)
+        if self.action_spec is not None and self.action_spec.kind == "relative_to_chunk_start":
+            raise StoreError(
+                f"{store.path}: its actions are relative_to_chunk_start, which means another number for every window a "
+                "step is part of. Store them as absolute or delta (padpolicy/data/actions.py converts chunks)."
+            )
+        self.rows = _split_rows(store, cfg.val_fraction, failures=self.action_free)
         self._camera_names = camera_names or {}
         self._reads = self._choose_arrays(fingerprint, pixels)
 
@@ -108,11 +113,12 @@ class Source:
                 values = letterbox(values, self.cfg.image_size)
             sample.fields[name] = values
         if self.action_spec is not None:
-            action_TA = self.store.rows("action", parts["action"].rows)
             is_pad = parts["action"].is_pad
-            if is_pad.any():
-                action_TA[is_pad] = hold_action(self.action_spec, action_TA[np.argmax(is_pad) - 1])
-            sample.fields["action"] = action_TA
+            for name in sorted({"action", "executed"} & set(self.store.fields)):
+                action_TA = self.store.rows(name, parts["action"].rows)
+                if is_pad.any():
+                    action_TA[is_pad] = hold_action(self.action_spec, action_TA[np.argmax(is_pad) - 1])
+                sample.fields[name] = action_TA
         for axis, part in parts.items():
             if axis == "action" and self.action_free:
                 continue
@@ -126,10 +132,11 @@ class Source:
         return task["paraphrases"][rng.integers(len(task["paraphrases"]))]
 
 
-def _split_rows(store: Store, val_fraction: float) -> dict[str, np.ndarray]:
+def _split_rows(store: Store, val_fraction: float, failures: bool) -> dict[str, np.ndarray]:
     """Rows of each split. An episode's side depends on its id alone: it stays there when others are added.
 
-    Where the fraction picks none of several episodes, the one nearest to being picked is held out.
+    Where the fraction picks none of several episodes, the one nearest to being picked is held out. Without `failures`,
+    episodes that failed are on neither side: what their actions did can be watched, but is nothing to imitate.
     """
     draw = np.array([_hash_01(str(name)) for name in store.meta["episode_id"]])
     is_val = draw < val_fraction
@@ -137,8 +144,15 @@ def _split_rows(store: Store, val_fraction: float) -> dict[str, np.ndarray]:
         is_val[np.argmin(draw)] = True
     if is_val.all():
         is_val[:] = False
-    rows_is_val = np.repeat(is_val, np.diff(store.episode_ends, prepend=0))
-    return {"train": np.flatnonzero(~rows_is_val), "val": np.flatnonzero(rows_is_val)}
+    used = np.full(len(draw), True) if failures else np.asarray(store.meta["episode_success"], bool)
+    if len(used) and not used.any():
+        raise StoreError(
+            f"{store.path}: not one of its {len(used)} episodes succeeded (meta/episode_success), so there is nothing to "
+            "imitate. Give it as data.videos=[…] to learn what happens in it."
+        )
+    length = np.diff(store.episode_ends, prepend=0)
+    rows_is_val, rows_used = np.repeat(is_val, length), np.repeat(used, length)
+    return {"train": np.flatnonzero(~rows_is_val & rows_used), "val": np.flatnonzero(rows_is_val & rows_used)}
 
 
 def _hash_01(text: str) -> float:
@@ -193,20 +207,33 @@ class Mixture:
     def _check(self) -> None:
         """Raises StoreError if the sources do not fit the settings, or each other."""
         cfg = self.sources[0].cfg
-        have = {name.replace("latent_", "rgb_") for source in self.sources for name in source.fields}
+        seen_by = {id(source): {name.replace("latent_", "rgb_") for name in source.fields} for source in self.sources}
         for setting, axis, kind in (
             ("cameras", "obs", "rgb"),
             ("depth_cameras", "obs", "depth"),
             ("future_cameras", "future", "rgb"),
             ("future_depth_cameras", "future", "depth"),
         ):
+            # What a robot will look through must be in its own recordings; what is imagined may come from videos.
+            sources = (self.robot_sources if axis == "obs" else []) or self.sources
             for camera in getattr(cfg, setting):
-                if f"{axis}.{kind}_{camera}" not in have:
-                    there = sorted({name for s in self.sources for name in s.store.fields if name.startswith(kind)})
+                if not any(f"{axis}.{kind}_{camera}" in seen_by[id(source)] for source in sources):
+                    there = sorted({name for s in sources for name in s.store.fields if name.startswith(kind)})
                     raise StoreError(
                         f"data.{setting} asks for camera {camera!r}, which no source has; they have: "
                         f"{', '.join(there) or 'none'}. Choose among these, or record it."
                     )
+        wanted = {f"future.rgb_{c}" for c in cfg.future_cameras} | {
+            f"future.depth_{c}" for c in cfg.future_depth_cameras
+        }
+        for source in self.sources:
+            if source.action_free and not wanted & seen_by[id(source)]:
+                there = sorted(name for name in source.store.fields if name.startswith(("rgb_", "depth_")))
+                raise StoreError(
+                    f"{source.store.path} has no actions and none of the cameras that are imagined "
+                    f"({', '.join(sorted(wanted)) or 'none'}): nothing can be learned from its {', '.join(there)}. "
+                    "Choose data.future_cameras among these, or leave it out."
+                )
         first = self.sources[0]
         for source in self.sources[1:]:
             one, other = first.store.renderer, source.store.renderer
@@ -283,6 +310,8 @@ class Mixture:
 def open_mixture(cfg: DataConfig, fingerprint: str = "", pixels: bool = False) -> Mixture:
     """The sources that the settings name: `data.path` as robot data, `data.videos` as action-free."""
     sources = [open_source(cfg.path, cfg, False, fingerprint, pixels)] if cfg.path else []
+    if sources and sources[0].action_free:
+        raise StoreError(f"data.path={cfg.path} has no actions, so no policy comes of it. Give it as data.videos=[…].")
     sources += [open_source(path, cfg, True, fingerprint, pixels) for path in cfg.videos]
     return Mixture(sources, cfg.video_ratio)
 

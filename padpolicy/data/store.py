@@ -3,11 +3,13 @@
     attrs  schema_version, n_episodes, robot, renderer, fields{name: {kind, unit, frame, names, dt_s}},
            cameras{name: {size: [H, W], intrinsics, extrinsics}}, tasks[{name, paraphrases, held_out}]
     data/rgb_<camera> (T,H,W,3) u8   data/depth_<camera> (T,H,W) u16 mm   data/proprio (T,P) f4
-    data/action (T,A) f4             data/timestamp (T,) f8 s
+    data/action (T,A) f4             data/timestamp (T,) f8 s          data/executed (T,A) f4
     meta/episode_ends (N,) i8        episode_task (N,) i4, -1: none       episode_success (N,) bool
     meta/episode_seed (N,) i8        episode_source (N,) str              episode_id (N,) str
 
-`fields["action"]` is an `ActionSpec`. An action-free store has no `action` and may have no `proprio`.
+`fields["action"]` is an `ActionSpec`. An action-free store has no `action` and may have no `proprio`. `action` is what
+should be done, the label of a policy; `executed` is what the robot was told, where that may differ (a disturbed
+demonstration, a person who took over): the frames that follow come from it.
 
 `n_episodes` is the commit point. An append writes rows behind the last committed end, then the episode's entries in
 meta/, then `n_episodes` by an atomic rename. Rows behind the last committed end are an ignored tail that the next
@@ -65,6 +67,7 @@ class StoreSpec:
     depth_cameras: list[str] = field(default_factory=list)  # those of them that also have depth
     proprio: dict[str, Any] | None = None  # {"names": [...], "unit": ..., "frame": ...}; None: no proprio
     action: ActionSpec | None = None  # None: action-free
+    executed: bool = False  # also stores the actions that were executed, in the same space
     robot: str = ""  # key of the normaliser; "" where no robot is known
     renderer: str = ""  # which renderer drew the pictures; "" if real cameras did
     dt_s: float = 0.0  # nominal seconds between rows; 0: whatever the timestamps say
@@ -84,6 +87,10 @@ class StoreSpec:
             fields["proprio"] = {"kind": "state", "unit": "", "frame": "base", "dt_s": self.dt_s, **self.proprio}
         if self.action is not None:
             fields["action"] = self.action.to_dict()
+        if self.executed:
+            if self.action is None:
+                raise StoreError("executed=True: a store without actions has no executed ones either.")
+            fields["executed"] = self.action.to_dict()
         return fields
 
 
@@ -395,12 +402,12 @@ def row_shape(name: str, attrs: dict[str, Any]) -> tuple[tuple[int, ...], str]:
     """Shape of one row of data/<name>, and its dtype, as the attributes promise them."""
     if name == "timestamp":
         return (), "f8"
-    if name in ("proprio", "action"):
+    if name in ("proprio", "action", "executed"):
         return (len(attrs["fields"][name]["names"]),), "f4"
     kind, _, camera = name.partition("_")
     if kind not in ("rgb", "depth") or camera not in attrs["cameras"]:
         cameras = ", ".join(attrs["cameras"]) or "none"
-        raise StoreError(f"field {name!r}: expected proprio, action, or rgb_/depth_ of a camera ({cameras}).")
+        raise StoreError(f"field {name!r}: expected proprio, action, executed, or rgb_/depth_ of a camera ({cameras}).")
     height, width = attrs["cameras"][camera]["size"]
     return ((height, width, 3), "u1") if kind == "rgb" else ((height, width), "u2")
 
@@ -492,8 +499,8 @@ def open_checked(path: str | Path) -> tuple[zarr.Group | None, dict[str, Any], l
     for name in [*attrs["fields"], "timestamp"]:
         try:
             shape, _ = row_shape(name, attrs)
-            if name == "action":
-                ActionSpec.from_dict(attrs["fields"]["action"])
+            if name in ("action", "executed"):
+                ActionSpec.from_dict(attrs["fields"][name])
         except (ValueError, KeyError, TypeError) as error:
             found.append(Finding("error", f"fields/{name}", str(error)))
             continue

@@ -75,6 +75,6 @@ def replay(store_path: str | Path, seed: int = 0) -> OpenLoop:
         candidates = by_task.get(spec.task) or by_task.get(instruction) or list(range(store.n_episodes))
         rng = draws.generator(seed, spec.seed, zlib.crc32(spec.task.encode()), "replay")
         start, stop = store.bounds(candidates[rng.integers(len(candidates))])
-        return store.read("action", start, stop)
+        return store.read("executed" if "executed" in store.fields else "action", start, stop)
 
     return actions

@@ -1,7 +1,8 @@
-"""Does the policy imagine what really comes? Four measurements on held-out episodes of a store.
+"""Does the policy imagine what really comes? Five measurements on held-out episodes of a store.
 
 Moments are taken in groups: one family, one step, as many episodes as there are (at most 32). So a retrieved future is
-compared with futures that differ only by scene, instruction and action, never by how far the task has come.
+compared with futures that differ only by scene, instruction and action, never by how far the task has come. The present
+itself, handed in as the future, is measured beside: what it achieves, a policy need not imagine anything for.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from padpolicy.control.chunking import ObservationBuffer
 from padpolicy.data.actions import ActionSpec, hold_action
 from padpolicy.data.letterbox import letterbox
 from padpolicy.data.store import Store
-from padpolicy.evaluation.metrics import wilson
 
 if TYPE_CHECKING:
     from padpolicy.policy import Policy
@@ -39,8 +39,9 @@ class _Group:
     samples: list[Sample]
     now: np.ndarray  # (N, H, W, 3) uint8 of the first imagined camera
     then: dict[str, np.ndarray]  # imagined camera -> (N, F, H, W, 3) uint8, what came at each offset
-    actions: np.ndarray  # (N, T, A) float32, held after the episode's end
+    actions: np.ndarray  # (N, T, A) float32 as executed, held after the episode's end
     real: np.ndarray  # (N, T) bool: the action is one of the episode, and before the last imagined frame
+    episode: np.ndarray  # (N,) int
 
 
 def imagination_report(policy: Policy, store_path: str | Path, *, samples: int = 256, seed: int = 0) -> dict[str, Any]:
@@ -48,10 +49,11 @@ def imagination_report(policy: Policy, store_path: str | Path, *, samples: int =
 
     Args:     samples: about how many moments are looked at.
     Returns:  retrieval (share of moments whose imagined frame is nearest, by latent distance, to its own future
-              among `candidates`), static_psnr (dB of imagined pixels that do not move, and of the encoder's own
-              reconstruction), forward (error on moving pixels under another episode's actions divided by that under
-              the own ones), inverse (R2 of actions read off two frames), each with ci95; episodes, samples; page
-              (the same in words, for the report).
+              among `candidates`; and of the present's), static_psnr (dB of imagined pixels that do not move, and of
+              the encoder's own reconstruction), moving (error on moving pixels divided by that of the present),
+              forward (the same error under another episode's actions divided by that under the own ones), inverse (R2
+              of actions read off two frames), each with ci95 over episodes; episodes, samples; page (the same in
+              words, for the report).
     Raises:   ValueError if the policy imagines nothing, or no two episodes of a family are long enough.
     """
     spec = policy.spec
@@ -103,6 +105,7 @@ def _load(store: Store, spec: PolicySpec, moments: Sequence[tuple[int, int]]) ->
     camera = spec.future_cameras[0]
     offsets = np.array([round(o / spec.dt_s) for o in spec.future_offsets_s])
     hold = ActionSpec.from_dict(spec.action) if {"kind", "names", "dt_s"} <= set(spec.action) else None
+    executed = "executed" if "executed" in store.fields else "action"
     samples, now, actions, real = [], [], [], []
     then: dict[str, list[np.ndarray]] = {cam: [] for cam in spec.future_cameras}
     for index, (episode, step) in enumerate(moments):
@@ -116,7 +119,7 @@ def _load(store: Store, spec: PolicySpec, moments: Sequence[tuple[int, int]]) ->
         now.append(letterbox(store.rows(f"rgb_{camera}", [row])[0], spec.image_size))
         for cam, frames in then.items():
             frames.append(letterbox(store.rows(f"rgb_{cam}", row + offsets), spec.image_size))
-        chunk = store.rows("action", np.arange(row, min(row + spec.chunk_steps, stop)))
+        chunk = store.rows(executed, np.arange(row, min(row + spec.chunk_steps, stop)))
         missing = spec.chunk_steps - len(chunk)
         if missing:
             after = hold_action(hold, chunk[-1]) if hold is not None else chunk[-1]
@@ -124,7 +127,8 @@ def _load(store: Store, spec: PolicySpec, moments: Sequence[tuple[int, int]]) ->
         actions.append(chunk.astype(np.float32))
         real.append(np.arange(spec.chunk_steps) < min(spec.chunk_steps - missing, offsets.max()))
     futures = {cam: np.stack(frames) for cam, frames in then.items()}
-    return _Group(samples, np.stack(now), futures, np.stack(actions), np.stack(real))
+    episodes = np.array([episode for episode, _ in moments])
+    return _Group(samples, np.stack(now), futures, np.stack(actions), np.stack(real), episodes)
 
 
 def _instruction(task: dict[str, Any] | None) -> str | None:
@@ -151,7 +155,10 @@ def _measure(policy: Policy, group: _Group, seed: int) -> dict[str, np.ndarray]:
 
     imagined = _futures(policy, obs, camera, seed, mode="joint")
     distance = torch.cdist(imagined[:, -1].flatten(1), true_latent[:, -1].flatten(1)).numpy()
-    found = {"retrieved": (distance.argmin(1) == np.arange(n)).astype(float)}
+    found = {"retrieved": (distance.argmin(1) == np.arange(n)).astype(float), "episode": group.episode}
+    now_latent = policy.encode(torch.from_numpy(group.now)).float().cpu()
+    distance = torch.cdist(now_latent.flatten(1), true_latent[:, -1].flatten(1)).numpy()
+    found["now_retrieved"] = (distance.argmin(1) == np.arange(n)).astype(float)
 
     # The last imagined frame, on pixels; the encoder's own picture of the truth is the best that could be drawn.
     truth = group.then[camera][:, -1].astype(np.float64)
@@ -161,6 +168,9 @@ def _measure(policy: Policy, group: _Group, seed: int) -> dict[str, np.ndarray]:
     found["static_pixels"] = 3.0 * (~moved).sum((1, 2, 3))
     found["static_error"] = (((drawn - truth) ** 2) * ~moved).sum((1, 2, 3))
     found["static_floor"] = (((redrawn - truth) ** 2) * ~moved).sum((1, 2, 3))
+
+    found["moving_error"] = (((drawn - truth) ** 2) * moved).sum((1, 2, 3))
+    found["moving_now"] = (((_pictures(policy, now_latent) - truth) ** 2) * moved).sum((1, 2, 3))
 
     mine, anothers = (torch.from_numpy(a) for a in (group.actions, np.roll(group.actions, 1, axis=0)))
     own = _futures(policy, obs, camera, seed, mode="forward", actions=mine)
@@ -187,8 +197,13 @@ def _pictures(policy: Policy, latent: torch.Tensor) -> np.ndarray:
 
 
 def _summary(found: dict[str, np.ndarray], seed: int) -> dict[str, Any]:
-    n = len(found["retrieved"])
-    hits = int(found["retrieved"].sum())
+    n, episode = len(found["retrieved"]), found["episode"]
+
+    def share(rows: np.ndarray) -> float:
+        return float(found["retrieved"][rows].mean())
+
+    def moving(rows: np.ndarray) -> float:
+        return float(found["moving_error"][rows].sum() / max(found["moving_now"][rows].sum(), 1e-9))
 
     def psnr(rows: np.ndarray, key: str) -> float:
         error, pixels = found[key][rows].sum(), found["static_pixels"][rows].sum()
@@ -208,17 +223,23 @@ def _summary(found: dict[str, np.ndarray], seed: int) -> dict[str, Any]:
     every = np.arange(n)
     per_dim = r2_per_dim(found["action"], found["action_read"])
     return {
-        "retrieval": {"share": hits / n, "ci95": list(wilson(hits, n)), "n": n},
+        "retrieval": {
+            "share": share(every),
+            "ci95": bootstrap(share, episode, seed),
+            "n": n,
+            "present_share": float(found["now_retrieved"].mean()),
+        },
         "static_psnr": {
             "imagined_db": psnr(every, "static_error"),
             "reconstruction_db": psnr(every, "static_floor"),
             "gap_db": gap(every),
-            "ci95": bootstrap(gap, n, seed),
+            "ci95": bootstrap(gap, episode, seed),
         },
-        "forward": {"error_ratio": ratio(every), "ci95": bootstrap(ratio, n, seed)},
+        "moving": {"error_ratio": moving(every), "ci95": bootstrap(moving, episode, seed)},
+        "forward": {"error_ratio": ratio(every), "ci95": bootstrap(ratio, episode, seed)},
         "inverse": {
             "r2": r2(every),
-            "ci95": bootstrap(r2, n, seed),
+            "ci95": bootstrap(r2, episode, seed),
             "r2_per_dim": [None if np.isnan(v) else v for v in per_dim],
         },
     }
@@ -237,16 +258,19 @@ def r2_per_dim(truth_NTA: np.ndarray, read_NTA: np.ndarray) -> np.ndarray:
     return np.where(total > 1e-12, 1 - left / np.maximum(total, 1e-12), np.nan)
 
 
-def bootstrap(statistic: Any, n: int, seed: int) -> list[float]:
-    """95 % percentile interval of `statistic(rows)` over resampled moments: [low, high]."""
+def bootstrap(statistic: Any, episode_N: np.ndarray, seed: int) -> list[float]:
+    """95 % percentile interval of `statistic(rows)` over resampled episodes, whose moments go together: [low, high]."""
     rng = draws.generator(seed, 0, 0, "bootstrap")
-    values = [statistic(rng.integers(0, n, n)) for _ in range(RESAMPLES)]
+    rows_of = [np.flatnonzero(episode_N == episode) for episode in np.unique(episode_N)]
+    n = len(rows_of)
+    values = [statistic(np.concatenate([rows_of[i] for i in rng.integers(0, n, n)])) for _ in range(RESAMPLES)]
     return [float(v) for v in np.nanpercentile(values, [2.5, 97.5])]
 
 
 def _for_page(found: dict[str, Any]) -> Iterator[dict[str, str]]:
-    """The four numbers in words."""
-    retrieval, static, forward, inverse = (found[k] for k in ("retrieval", "static_psnr", "forward", "inverse"))
+    """The numbers in words."""
+    retrieval, static, moving = (found[k] for k in ("retrieval", "static_psnr", "moving"))
+    forward, inverse = found["forward"], found["inverse"]
 
     def item(title: str, shown: str, ci95: list[float], form: str, meaning: str) -> dict[str, str]:
         low, high = (form.format(v) for v in ci95)
@@ -259,7 +283,7 @@ def _for_page(found: dict[str, Any]) -> Iterator[dict[str, str]]:
         share,
         "{:.0f}",
         f"the imagined frame is nearer to what came than to {found['candidates']['max'] - 1} other futures of the same "
-        "family and step",
+        f"family and step; the present frame itself would be in {100 * retrieval['present_share']:.0f} %",
     )
     yield item(
         "what stands still",
@@ -268,6 +292,13 @@ def _for_page(found: dict[str, Any]) -> Iterator[dict[str, str]]:
         "{:+.2f} dB",
         f"PSNR where nothing moves; the image encoder alone reaches {static['reconstruction_db']:.1f} dB "
         "(interval: of the gap)",
+    )
+    yield item(
+        "what moves",
+        f"× {moving['error_ratio']:.2f}",
+        moving["ci95"],
+        "{:.2f}",
+        "error on moving pixels, relative to imagining that nothing moves",
     )
     yield item(
         "what actions do",

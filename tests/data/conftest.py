@@ -70,11 +70,15 @@ class Builder:
     assert_same = staticmethod(assert_same_episode)
 
     @staticmethod
-    def store(path: Path, n: int = 4, zarr_format: int = 3, length: int = 0, **changes) -> Path:
+    def store(
+        path: Path, n: int = 4, zarr_format: int = 3, length: int = 0, all_succeed: bool = False, **changes
+    ) -> Path:
         spec = make_spec(**changes)
         with Store.create(path, spec, zarr_format) as store:
             for i in range(n):
-                store.append(make_episode(i, spec, length))
+                episode = make_episode(i, spec, length)
+                episode.success |= all_succeed
+                store.append(episode)
         return path
 
 

@@ -64,6 +64,7 @@ def test_labels_are_the_experts_own_also_where_execution_is_disturbed(tmp_path):
     steps = list(rollout_expert(env, episode.seed, episode.task, 0.3))
     env.close()
     np.testing.assert_array_equal(episode.arrays["action"], [label for _, label, _, _ in steps])
+    np.testing.assert_array_equal(episode.arrays["executed"], [executed for _, _, executed, _ in steps])
     assert any(not np.array_equal(label, executed) for _, label, executed, _ in steps)
     np.testing.assert_array_equal(episode.arrays["rgb_front"], [seen["rgb_front"] for seen, *_ in steps])
 

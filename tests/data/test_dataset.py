@@ -1,5 +1,7 @@
 """Sources, mixtures and streams: what a batch holds, and that it is a function of (seed, step, index)."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -16,8 +18,15 @@ def make_cfg(**changes) -> DataConfig:
 
 
 @pytest.fixture
-def robot(new_store):
-    return new_store(6, name="robot.zarr")
+def robot(build, tmp_path):
+    """Six demonstrations. `executed` is `action` plus 0.5."""
+    spec = build.spec(executed=True)
+    with Store.create(tmp_path / "robot.zarr", spec) as store:
+        for i in range(6):
+            episode = dataclasses.replace(build.episode(i, spec), success=True)
+            episode.arrays["executed"] = episode.arrays["action"] + np.float32(0.5)
+            store.append(episode)
+    return store.path
 
 
 @pytest.fixture
@@ -50,6 +59,9 @@ def test_a_sample_is_the_rows_of_its_window(robot, build):
     action = first.arrays["action"]
     np.testing.assert_array_equal(sample.fields["action"][:2], action[n - 2 :])
     np.testing.assert_array_equal(sample.fields["action"][2:], [[0, 0, 0, action[-1, 3]]] * 2)  # hold
+    executed = action + np.float32(0.5)
+    np.testing.assert_array_equal(sample.fields["executed"][:2], executed[n - 2 :])
+    np.testing.assert_array_equal(sample.fields["executed"][2:], [[0, 0, 0, executed[-1, 3]]] * 2)
     assert sample.is_pad["action"].tolist() == [False, False, True, True]
     assert sample.is_pad["future"].tolist() == [True]
     np.testing.assert_allclose(sample.time_s["action"], [0, 0.1, 0.2, 0.3], atol=1e-6)
@@ -67,7 +79,7 @@ def test_action_free_sources_lack_actions_whatever_their_store_has(robot, video)
     for path in (robot, video):
         source = open_source(path, make_cfg(), action_free=True)
         sample = source.sample(0, np.random.default_rng(0))
-        assert "action" not in sample.fields and "obs.proprio" not in sample.fields and sample.robot == ""
+        assert not {"action", "executed", "obs.proprio"} & set(sample.fields) and sample.robot == ""
         assert "obs.rgb_front" in sample.fields and "action" not in sample.time_s
 
 
@@ -130,7 +142,7 @@ def test_worker_processes_give_the_same_batches(robot):
 
 
 def test_validation_episodes_are_held_out_and_stay_held_out(new_store, build):
-    path = new_store(20)
+    path = new_store(20, all_succeed=True)
     source = open_source(path, make_cfg(val_fraction=0.3))
     train, val = (set(source.rows[split].tolist()) for split in ("train", "val"))
     assert not train & val and len(train | val) == source.store.n_rows and val and train
@@ -150,6 +162,28 @@ def test_a_small_store_still_has_one_validation_episode(robot):
         open_mixture(make_cfg(path=str(robot))).sample(np.random.default_rng(0), "val")
 
 
+def test_failures_are_watched_but_not_imitated(new_store, build):
+    path = new_store(6, name="mixed.zarr")
+    store = Store.open(path)
+    failed = {row for i in (0, 3) for row in range(*store.bounds(i))}
+    imitated = open_source(path, make_cfg())
+    assert set(imitated.rows["train"]) == set(range(store.n_rows)) - failed
+    assert open_source(path, make_cfg(), action_free=True).n_windows() == store.n_rows
+    with pytest.raises(StoreError, match="not one of its 1 episodes succeeded"):
+        open_source(new_store(1, name="failed.zarr"), make_cfg())
+
+
+def test_a_store_without_actions_is_no_robot_data(video):
+    with pytest.raises(StoreError, match=r"has no actions, so no policy comes of it\. Give it as data\.videos"):
+        open_mixture(make_cfg(path=str(video)))
+
+
+def test_a_chunk_that_is_relative_to_its_start_is_refused(new_store, build):
+    action = dataclasses.replace(build.spec().action, kind="relative_to_chunk_start")
+    with pytest.raises(StoreError, match="relative_to_chunk_start.*Store them as absolute or delta"):
+        open_source(new_store(2, name="relative.zarr", action=action), make_cfg())
+
+
 def test_frames_of_another_size_are_letterboxed(robot):
     sample = open_source(robot, make_cfg(image_size=8)).sample(0, np.random.default_rng(0))
     assert sample.fields["obs.rgb_front"].shape == (1, 8, 8, 3)
@@ -163,6 +197,18 @@ def test_a_camera_that_no_source_has_is_an_error(robot):
         open_mixture(make_cfg(path=str(robot), cameras=["front", "top"]))
     with pytest.raises(StoreError, match="data.depth_cameras asks for camera 'wrist'"):
         open_mixture(make_cfg(path=str(robot), depth_cameras=["wrist"]))
+
+
+def test_a_robot_must_have_the_cameras_it_looks_through_itself(robot, build, new_store):
+    camera = build.spec().cameras["front"]
+    film = new_store(
+        2, name="film.zarr", action=None, proprio=None, depth_cameras=[], cameras={"top": camera}, robot=""
+    )
+    with pytest.raises(StoreError, match="data.cameras asks for camera 'top', which no source has; they have: rgb_fro"):
+        open_mixture(make_cfg(path=str(robot), videos=[str(film)], cameras=["front", "top"]))
+    with pytest.raises(StoreError, match=r"film.zarr has no actions and none of the cameras that are imagined"):
+        open_mixture(make_cfg(path=str(robot), videos=[str(film)]))
+    open_mixture(make_cfg(path=str(robot), videos=[str(film)], future_cameras=["front", "top"]))
 
 
 def test_another_renderer_is_an_error_and_real_pictures_are_none(robot, new_store):

@@ -47,6 +47,7 @@ def test_a_policy_that_knows_its_world(store):
         report["static_psnr"]["reconstruction_db"] - report["static_psnr"]["imagined_db"]
     )
     assert report["forward"]["error_ratio"] > 2  # the pixel grid leaves some error under the own actions
+    assert report["moving"]["error_ratio"] < 0.5  # than a frame in which nothing moves
     assert report["inverse"]["r2"] > 0.95
     low, high = report["inverse"]["ci95"]
     assert low <= report["inverse"]["r2"] <= high
@@ -86,6 +87,14 @@ def test_r2_exact():
 
 def test_bootstrap_is_repeatable_and_covers():
     values = np.arange(100.0)
-    interval = bootstrap(lambda rows: values[rows].mean(), 100, 3)
-    assert interval == bootstrap(lambda rows: values[rows].mean(), 100, 3)
+    alone = np.arange(100)
+    interval = bootstrap(lambda rows: values[rows].mean(), alone, 3)
+    assert interval == bootstrap(lambda rows: values[rows].mean(), alone, 3)
     assert interval[0] < 49.5 < interval[1] and interval[1] - interval[0] == pytest.approx(11.3, abs=1.0)
+
+
+def test_moments_of_one_episode_count_as_one():
+    values = np.repeat(np.arange(100.0), 9)
+    alone = bootstrap(lambda rows: values[rows].mean(), np.arange(900), 3)
+    together = bootstrap(lambda rows: values[rows].mean(), np.repeat(np.arange(100), 9), 3)
+    assert (together[1] - together[0]) / (alone[1] - alone[0]) == pytest.approx(3.0, rel=0.1)
