@@ -22,6 +22,7 @@ VIDEOS_PER_TASK = 10
 EPISODES = 20  # in which the small policy is evaluated
 FILMS = 6
 TRIAL_STEPS = 20  # to find out how fast this machine trains
+MARK = ".padpolicy-quickstart"  # work/ holds it: the folder is quickstart's own and may be emptied
 
 
 def quickstart(cfg: QuickstartConfig) -> dict[str, Any]:
@@ -32,11 +33,14 @@ def quickstart(cfg: QuickstartConfig) -> dict[str, Any]:
     from padpolicy.evaluation import report
 
     out, began = Path(cfg.out), time.monotonic()
-    if out.exists() and any(out.iterdir()) and not (out / "work").is_dir():
-        raise ConfigError(f"out={out} is not empty and not an earlier quickstart. Choose another folder.")
     work = out / "work"
+    if out.exists() and any(out.iterdir()) and not (work / MARK).is_file():
+        raise ConfigError(
+            f"out={out} is not empty and not an earlier quickstart (no work/{MARK}). Choose another folder."
+        )
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
+    (work / MARK).touch()
 
     _say(f"1/4  The shipped policy, {cfg.episodes_per_task} new scene(s) for each of its tasks")
     shipped = _evaluate(cfg, "tabletop", work / "shipped", cfg.tasks, cfg.episodes_per_task, films=12)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from padpolicy import config, quickstart
+from padpolicy import cli, config, quickstart
 
 
 def test_quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -35,11 +35,17 @@ def test_quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     page = (out / "index.html").read_text()
     assert "2 demonstrations" in page
     assert (out / results["trained"]["videos"][0]["file"]).is_file()
+    assert (out / "work" / quickstart.MARK).is_file()
     assert str(out / "index.html") in capsys.readouterr().out
 
 
-def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(config.ConfigError, match="is not empty and not an earlier quickstart"):
-        quickstart.quickstart(config.load("quickstart", [f"out={tmp_path}"]))
-    assert (tmp_path / "thesis.tex").is_file()
+@pytest.mark.parametrize("file", ["thesis.tex", "work/thesis.tex"])
+def test_a_folder_with_something_else_in_it_is_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str
+) -> None:
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text("years of work")
+    assert cli.main(["quickstart", f"out={tmp_path}"]) == 2
+    assert "is not empty and not an earlier quickstart" in capsys.readouterr().err
+    assert (tmp_path / file).read_text() == "years of work"
+    assert not list(tmp_path.rglob(quickstart.MARK))
