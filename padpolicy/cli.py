@@ -129,7 +129,8 @@ def validate(arguments: list[str]) -> int:
     import json
     from dataclasses import asdict
 
-    path, as_json = _path_and_json("validate", arguments)
+    as_json = "--json" in arguments
+    path = _path("validate", [a for a in arguments if a != "--json"], "PATH [--json]")
     from padpolicy.data.validate import validate
     from padpolicy.progress import bar
 
@@ -148,7 +149,7 @@ def info(arguments: list[str]) -> int:
 
     What a dataset or a checkpoint holds.
     """
-    path, _ = _path_and_json("info", arguments)
+    path = _path("info", arguments, "PATH")
     from padpolicy.info import info
 
     print(info(path))
@@ -196,13 +197,13 @@ def _brief(numbers: dict[str, float]) -> str:
     return "  ".join(f"{name} {numbers[name]:.3g}" for name in ("loss", "samples_per_s") if name in numbers)
 
 
-def _path_and_json(verb: str, arguments: list[str]) -> tuple[Path, bool]:
-    paths = [a for a in arguments if a != "--json"]
-    if len(paths) != 1 or paths[0].startswith("-"):
-        raise config.ConfigError(f"usage: padpolicy {verb} PATH [--json]; got {' '.join(arguments) or 'nothing'}.")
-    if not Path(paths[0]).exists():
-        raise FileNotFoundError(f"padpolicy {verb}: there is nothing at {paths[0]}.")
-    return Path(paths[0]), "--json" in arguments
+def _path(verb: str, arguments: list[str], usage: str) -> Path:
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        raise config.ConfigError(f"usage: padpolicy {verb} {usage}; got {' '.join(arguments) or 'nothing'}.")
+    path = Path(arguments[0])
+    if not path.exists():
+        raise FileNotFoundError(f"padpolicy {verb}: there is nothing at {path}.")
+    return path
 
 
 def _is_users(error: Exception) -> bool:

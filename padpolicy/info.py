@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -64,21 +63,21 @@ def _about(entry: dict[str, Any]) -> str:
 
 
 def _policy(path: Path) -> str:
-    from padpolicy.saving import find_policy
+    from padpolicy.saving import find_policy, read_settings
 
     folder = find_policy(path)
-    text = json.loads((folder / "policy.json").read_text())
-    spec, model, diffusion = (text["config"][part] for part in ("spec", "model", "diffusion"))
+    config = read_settings(folder).config
+    spec, model, diffusion = config.spec, config.model, config.diffusion
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    sees = [*(f"rgb {camera}" for camera in spec["cameras"]), *(f"depth {camera}" for camera in spec["depth_cameras"])]
+    sees = [*(f"rgb {camera}" for camera in spec.cameras), *(f"depth {camera}" for camera in spec.depth_cameras)]
     lines = [
         f"{folder}: policy, {size / 1e6:.1f} MB",
-        f"  robot     {spec['robot']} ({spec['action_dim']} action and {spec['proprio_dim']} proprioception numbers)",
-        f"  sees      {', '.join(sees)} at {spec['image_size']} px; renderer {spec['renderer'] or '(real cameras)'}",
-        f"  plans     {spec['chunk_steps']} actions, {spec['dt_s']} s apart",
-        f"  imagines  {', '.join(spec['future_cameras']) or 'nothing'} at {spec['future_offsets_s']} s",
-        f"  network   {model['depth']} blocks of width {model['width']}",
-        f"  diffusion {diffusion['objective']}, {diffusion['steps']} sampling steps, coupling {diffusion['coupling']}",
-        f"  encoders  {text['config']['encoders']['image']}, {text['config']['encoders']['text']}",
+        f"  robot     {spec.robot} ({spec.action_dim} action and {spec.proprio_dim} proprioception numbers)",
+        f"  sees      {', '.join(sees)} at {spec.image_size} px; renderer {spec.renderer or '(real cameras)'}",
+        f"  plans     {spec.chunk_steps} actions, {spec.dt_s} s apart",
+        f"  imagines  {', '.join(spec.future_cameras) or 'nothing'} at {spec.future_offsets_s} s",
+        f"  network   {model.depth} blocks of width {model.width}",
+        f"  diffusion {diffusion.objective}, {diffusion.steps} sampling steps, coupling {diffusion.coupling}",
+        f"  encoders  {config.encoders.image}, {config.encoders.text}",
     ]
     return "\n".join(lines)

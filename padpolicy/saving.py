@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from padpolicy.policy import PadPolicy
 from padpolicy.shipped import shipped
 from padpolicy.spec import PolicyConfig, PolicySpec
 
-FORMAT = 1
+FORMAT = 2
 HUB = "hub:"  # `hub:OWNER/NAME` is a policy on the Hugging Face hub, `hub:OWNER/NAME@REVISION` one version of it
 FILES = ["policy.json", "model.safetensors", "image_encoder/*", "text_encoder/*"]
 
@@ -147,50 +148,57 @@ def load_policy(name: str | Path, device: str | torch.device = "cpu") -> PadPoli
              policy was trained with.
     """
     folder = find_policy(name)
-    try:
-        text = json.loads((folder / "policy.json").read_text())
-        weights = load_file(folder / "model.safetensors")
-    except (json.JSONDecodeError, SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{folder} is damaged or cut short ({error}). Copy it again, or take an earlier checkpoint."
-        ) from None
-    if text.get("format") != FORMAT:
-        raise CheckpointError(f"{folder}/policy.json has format {text.get('format')!r}, this version reads {FORMAT}.")
-    config, normalizer, depth = _settings(text, folder)
-    names = config.encoders
-    image_name, text_name = (
-        (str(folder / "image_encoder"), str(folder / "text_encoder"))
-        if text.get("bundle")
-        else (names.image, names.text)
-    )
-    image_encoder = ImageEncoder.load(image_name, device)
-    text_encoder = TextEncoder.load(f"local-dir:{text_name}" if text.get("bundle") else text_name, device)
+    saved, weights = read_settings(folder), _read_weights(folder)
+    names = saved.config.encoders
+    image_name, text_name = names.image, names.text
+    if saved.bundle:
+        image_name, text_name = str(folder / "image_encoder"), f"local-dir:{folder / 'text_encoder'}"
+    image_encoder, text_encoder = ImageEncoder.load(image_name, device), TextEncoder.load(text_name, device)
     for kind, encoder in (("image", image_encoder), ("text", text_encoder)):
-        if encoder.fingerprint != text["fingerprints"][kind]:
+        if encoder.fingerprint != saved.fingerprints[kind]:
             raise CheckpointError(
-                f"{folder} was trained with the {kind} encoder {text['fingerprints'][kind]}, but "
+                f"{folder} was trained with the {kind} encoder {saved.fingerprints[kind]}, but "
                 f"{getattr(names, kind)!r} is {encoder.fingerprint} now. Give it the encoder it knows, or train again."
             )
-    policy = PadPolicy(config, normalizer, depth, image_encoder, text_encoder)
+    policy = PadPolicy(saved.config, saved.normalizer, saved.depth, image_encoder, text_encoder)
     load_weights(policy, {k: w.float() if w.is_floating_point() else w for k, w in weights.items()}, folder)
     return policy.to(device).eval()
 
 
-def _settings(text: dict[str, Any], folder: Path) -> tuple[PolicyConfig, Normalizer, DepthScale]:
-    """What `PadPolicy.to_json` wrote.
+@dataclass
+class Saved:
+    """What a policy.json says."""
 
-    Raises:  CheckpointError for settings that are missing or unknown here, and for a robot without statistics.
+    config: PolicyConfig
+    normalizer: Normalizer
+    depth: DepthScale
+    fingerprints: dict[str, str]  # of the encoders "image" and "text"
+    bundle: bool  # the encoders lie in the same folder
+
+
+def read_settings(folder: Path) -> Saved:
+    """Reads what `PadPolicy.to_json` wrote. Nothing has a default: a setting that is not there was something else then.
+
+    Raises:  CheckpointError for a file that is damaged or of another format, for settings that are missing or unknown
+             here, and for a robot without statistics.
     """
     try:
+        text = json.loads((folder / "policy.json").read_text())
+    except (ValueError, OSError) as error:
+        raise _damaged(folder, f"policy.json: {error}") from None
+    found = text.get("format") if isinstance(text, dict) else None
+    if found != FORMAT:
+        raise CheckpointError(f"{folder}/policy.json has format {found!r}, this version reads {FORMAT}.")
+    try:
         config = PolicyConfig(
-            spec=PolicySpec(**text["config"]["spec"]),
-            model=ModelConfig(**text["config"]["model"]),
-            diffusion=DiffusionConfig(**text["config"]["diffusion"]),
-            encoders=EncodersConfig(**text["config"]["encoders"]),
+            spec=_whole(PolicySpec, text["config"]["spec"]),
+            model=_whole(ModelConfig, text["config"]["model"]),
+            diffusion=_whole(DiffusionConfig, text["config"]["diffusion"]),
+            encoders=_whole(EncodersConfig, text["config"]["encoders"]),
         )
-        normalizer, depth = Normalizer.from_json(text["normalizer"]), DepthScale.from_json(text["depth"])
-        needed = {"image", "text"} - text["fingerprints"].keys()
-        if needed:
+        normalizer, depth = Normalizer.from_json(text["normalizer"]), _whole(DepthScale, text["depth"])
+        fingerprints, bundle = text["fingerprints"], text["bundle"]
+        if needed := {"image", "text"} - fingerprints.keys():
             raise KeyError(f"fingerprints of {', '.join(sorted(needed))}")
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
@@ -207,7 +215,28 @@ def _settings(text: dict[str, Any], folder: Path) -> tuple[PolicyConfig, Normali
             f"has: {known}. Without it real units cannot be told from the network's: copy the file from the training "
             "run again."
         )
-    return config, normalizer, depth
+    return Saved(config, normalizer, depth, fingerprints, bundle)
+
+
+def _whole(kind: type, values: dict[str, Any]) -> Any:
+    """A dataclass from exactly its own fields. Raises ValueError naming those that are missing or unknown."""
+    known = [field.name for field in fields(kind)]
+    wrong = [f"{key} is missing" for key in known if key not in values]
+    wrong += [f"{key} is unknown" for key in values if key not in known]
+    if wrong:
+        raise ValueError(f"{kind.__name__}: {', '.join(wrong)}")
+    return kind(**values)
+
+
+def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(folder / "model.safetensors")
+    except (SafetensorError, OSError) as error:
+        raise _damaged(folder, error) from None
+
+
+def _damaged(folder: Path, why: object) -> CheckpointError:
+    return CheckpointError(f"{folder} is damaged or cut short ({why}). Copy it again, or take an earlier checkpoint.")
 
 
 def load_weights(policy: PadPolicy, weights: dict[str, torch.Tensor], where: Path) -> None:
@@ -234,15 +263,27 @@ def load_weights(policy: PadPolicy, weights: dict[str, torch.Tensor], where: Pat
 def load_fitting(policy: PadPolicy, name: str | Path) -> list[str]:
     """Starts a policy from another one's weights, tensor by tensor where name and shape agree.
 
+    The future's heads stay fresh where what they say of a frame means something else there (and all heads where they
+    also say a variance): an answer that is read as another quantity is worse than none.
+
     Returns: the names of what stays fresh.
-    Raises:  CheckpointError if there is no such policy, it is damaged, or not one tensor fits.
+    Raises:  CheckpointError if there is no such policy, it is damaged, its answers mean something else, or not one
+             tensor fits.
     """
     folder = find_policy(name)
-    try:
-        weights = load_file(folder / "model.safetensors")
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{folder} is damaged or cut short ({error}). Take another checkpoint.") from None
-    own = policy.state_dict()
+    theirs, ours = read_settings(folder).config.diffusion, policy.config.diffusion
+    flow = theirs.objective == ours.objective == "flow"  # predict_* mean nothing to ddpm
+    for key in ["objective", *["predict_action"] * flow]:
+        if (there := getattr(theirs, key)) != (here := getattr(ours, key)):
+            raise CheckpointError(
+                f"{folder} was trained with diffusion.{key}={there}, this policy has {here}: its answers would be read "
+                f"as something else. Set diffusion.{key}={there}, or start without these weights."
+            )
+    weights, own = _read_weights(folder), policy.state_dict()
+    if theirs.learn_variance != ours.learn_variance:
+        weights = {k: w for k, w in weights.items() if ".heads." not in k}
+    if theirs.future != ours.future or (flow and theirs.predict_future != ours.predict_future):
+        weights = {k: w for k, w in weights.items() if ".heads.future_" not in k}
     fitting = {k: w.to(own[k].dtype) for k, w in weights.items() if k in own and w.shape == own[k].shape}
     if not fitting:
         raise CheckpointError(

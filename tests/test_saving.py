@@ -17,7 +17,7 @@ from padpolicy.data.normalizer import Normalizer
 from padpolicy.encoders import image, text
 from padpolicy.encoders.depth import DepthScale
 from padpolicy.policy import PadPolicy
-from padpolicy.saving import CheckpointError, find_policy, load_policy, save_policy, write_folder
+from padpolicy.saving import CheckpointError, find_policy, load_fitting, load_policy, save_policy, write_folder
 from padpolicy.spec import PolicyConfig
 
 
@@ -68,6 +68,10 @@ def edit(folder: Path, change) -> None:
     values = json.loads(file.read_text())
     change(values)
     file.write_text(json.dumps(values))
+
+
+def rename(old: str, new: str):
+    return lambda values: values["config"]["diffusion"].update({new: values["config"]["diffusion"].pop(old)})
 
 
 def test_a_saved_policy_predicts_the_same_to_the_last_bit(policy, saved) -> None:
@@ -172,7 +176,7 @@ def test_weights_for_other_action_dimensions(folder) -> None:
 
 def test_another_format(folder) -> None:
     edit(folder, lambda values: values.update(format=99))
-    with pytest.raises(CheckpointError, match="policy.json has format 99, this version reads 1"):
+    with pytest.raises(CheckpointError, match="policy.json has format 99, this version reads 2"):
         load_policy(folder)
 
 
@@ -188,8 +192,11 @@ def test_another_encoder_than_in_training(folder, kind) -> None:
     ("change", "words"),
     [
         (lambda values: values.pop("config"), "KeyError 'config'"),
-        (lambda values: values["config"]["model"].update(elbows=2), "elbows"),
-        (lambda values: values["config"]["spec"].pop("action_dim"), "action_dim"),
+        (lambda values: values["config"]["model"].update(elbows=2), "ModelConfig: elbows is unknown"),
+        (lambda values: values["config"]["spec"].pop("action_dim"), "PolicySpec: action_dim is missing"),
+        (rename("predict_action", "predict"), "predict_action is missing, predict is unknown"),
+        (lambda values: values["depth"].pop("std_mm"), "DepthScale: std_mm is missing"),
+        (lambda values: values.pop("bundle"), "KeyError 'bundle'"),
         (lambda values: values["fingerprints"].pop("text"), "fingerprints of text"),
         (lambda values: values["normalizer"]["stats"]["arm"]["action"]["scale"].__setitem__(0, 0.0), "is damaged"),
     ],
@@ -207,6 +214,62 @@ def test_a_missing_statistic(policy, folder) -> None:
     (folder / "policy.json").write_text(json.dumps(values))
     with pytest.raises(CheckpointError, match=r"no statistic of action for robot 'arm'; it has: leg \(action, proprio"):
         load_policy(folder)
+
+
+# -- starting from another policy's weights -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def another(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A policy to start from: flow, velocities of actions, clean changes of the future."""
+    path = tmp_path_factory.mktemp("another") / "policy"
+    save_policy(small_policy(), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("settings", "fresh"),
+    [
+        ({}, "no tensor"),
+        ({"coupling": "full", "tau_law": "beta"}, "no tensor"),
+        ({"predict_future": "velocity"}, ".heads.future_"),
+        ({"future": "frame"}, ".heads.future_"),
+    ],
+)
+def test_what_means_the_same_is_taken_over(another, settings, fresh) -> None:
+    policy, given = small_policy(seed=1, **settings), load_file(another / "model.safetensors")
+    before = {name: weight.clone() for name, weight in policy.state_dict().items()}
+    assert load_fitting(policy, another) == [name for name in before if fresh in name]
+    for name, weight in policy.state_dict().items():
+        assert torch.equal(weight, before[name] if fresh in name else given[name]), name
+
+
+@pytest.mark.parametrize("settings", [{"objective": "ddpm"}, {"predict_action": "clean"}])
+def test_answers_that_mean_something_else_are_not_taken_over(another, settings) -> None:
+    (key,) = settings
+    with pytest.raises(
+        CheckpointError, match=rf"was trained with diffusion.{key}=\w+, this policy has {settings[key]}"
+    ):
+        load_fitting(small_policy(**settings), another)
+
+
+def test_heads_with_a_variance_are_not_those_without(tmp_path) -> None:
+    save_policy(small_policy(objective="ddpm"), tmp_path / "p")
+    policy = small_policy(objective="ddpm", predict_action="clean", learn_variance=True)  # clean: flow only
+    fresh = load_fitting(policy, tmp_path / "p")
+    assert fresh == [name for name in policy.state_dict() if ".heads." in name]
+
+
+def test_weights_alone_are_nothing_to_start_from(folder) -> None:
+    edit(folder, lambda values: values.update(format=1))
+    with pytest.raises(CheckpointError, match="policy.json has format 1, this version reads 2"):
+        load_fitting(small_policy(), folder)
+    (folder / "policy.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"is damaged or cut short \(policy.json: "):
+        load_fitting(small_policy(), folder)
+    (folder / "policy.json").unlink()
+    with pytest.raises(CheckpointError, match="no policy at"):
+        load_fitting(small_policy(), folder)
 
 
 def test_a_save_that_dies_leaves_the_old_folder_and_no_rubbish(tmp_path) -> None:
