@@ -91,7 +91,7 @@ class DiffusionConfig:
     times: str = "future_noisier"  # in joint: "shared", "independent" or "future_noisier" (future >= action)
     future: str = "change"  # what is denoised of future frames: "change" since now (still pixels are 0), or "frame"
     tau_law: str = "logit_normal"  # of the action's time: "uniform", "logit_normal" or "beta" (more weight near noise)
-    modes: dict[str, float] = field(  # how often a robot sample is trained in each mode it has the fields for; 0: never
+    modes: dict[str, float] = field(  # share of a robot sample's draws; a mode not named keeps its own, 0 leaves it out
         default_factory=lambda: {"policy": 0.2, "joint": 0.5, "forward": 0.15, "inverse": 0.15}
     )
     video_modes: dict[str, float] = field(default_factory=lambda: {"video": 1.0})  # the same for action-free samples
@@ -138,7 +138,7 @@ class TrainingConfig:
     ema: float = 0.999  # decay of the averaged weights, which are the ones that act; 0 switches it off
     threads: int = 0  # torch threads; 0 leaves torch's choice
     device: str = "auto"  # "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", ...
-    log_every: int = 50  # steps
+    log_every: int = 50  # steps; 0: never
     checkpoint_every: int = 1000  # steps; the last step is always saved
     validate_every: int = 1000  # steps; 0: never
     imagine_every: int = 2000  # imagined futures as images in the log; 0: never
@@ -276,19 +276,27 @@ _AT_LEAST = {
     "data.obs_steps": 1,
     "data.chunk_steps": 1,
     "data.workers": 0,
+    "diffusion.action_draws": 1,
+    "diffusion.steps": 1,
     "training.steps": 1,
     "training.max_seconds": 0,
     "training.batch_size": 1,
     "training.accumulate": 1,
+    "training.log_every": 0,
     "training.checkpoint_every": 0,
+    "training.validate_every": 0,
+    "training.imagine_every": 0,
+    "training.evaluate_every": 0,
     "training.keep_checkpoints": 1,
     "training.threads": 0,
     "evaluation.episodes_per_task": 1,
     "evaluation.exec_steps": 1,
     "evaluation.num_envs": 1,
+    "evaluation.steps": 0,
     "episodes_per_task": 1,
     "exec_steps": 1,
     "num_envs": 1,
+    "steps": 0,
     "workers": 1,
     "repeats": 1,
     "batch_size": 0,
@@ -297,6 +305,30 @@ _AT_LEAST = {
     "train_seconds": 0,
     "train_steps": 0,
 }
+
+_MAY_CHANGE = (  # in a run that goes on: how long it lasts, what is watched of it, what changes rounding alone
+    "out",
+    "name",
+    "env",
+    "evaluation",
+    "data.workers",
+    "data.cache_mb",
+    "model.recompute",
+    "diffusion.steps",
+    "diffusion.guidance",
+    "training.steps",
+    "training.max_seconds",
+    "training.init",
+    "training.accumulate",
+    "training.threads",
+    "training.device",
+    "training.log_every",
+    "training.checkpoint_every",
+    "training.validate_every",
+    "training.imagine_every",
+    "training.evaluate_every",
+    "training.keep_checkpoints",
+)
 
 _SHARES = ("data.video_ratio", "data.val_fraction", "diffusion.text_dropout", "diffusion.obs_dropout", "noise")
 
@@ -350,6 +382,29 @@ def dump(cfg: Any) -> str:
 def to_dict(cfg: Any) -> dict[str, Any]:
     """A configuration as plain dicts and lists, ready for JSON."""
     return dataclasses.asdict(cfg)
+
+
+def changed(before: dict[str, Any], cfg: TrainConfig) -> list[str]:
+    """What differs from the settings that a run was begun with (its config.json) and may not, as "key was …, is …"."""
+
+    def may(key: str, was: Any, now: Any) -> bool:
+        if key == "data.path":  # stores may move, but not come or go
+            return bool(was) == bool(now)
+        if key == "data.videos":
+            return len(was or ()) == len(now or ())
+        return key in _MAY_CHANGE or key.split(".")[0] in _MAY_CHANGE
+
+    then, now = _flat(before), _flat(to_dict(cfg))
+    pairs = {key: (then.get(key), now.get(key)) for key in (*now, *then)}
+    return [f"{key} was {a!r}, is {b!r}" for key, (a, b) in pairs.items() if a != b and not may(key, a, b)]
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, under dotted names."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found
 
 
 def evaluation_of(cfg: TrainConfig, out: str) -> EvalConfig:
@@ -458,6 +513,12 @@ def _check_train(cfg: TrainConfig, need: Callable[[bool, str], None]) -> None:
         not diffusion.learn_variance or diffusion.objective == "ddpm",
         "diffusion.learn_variance=true needs diffusion.objective=ddpm.",
     )
+    if diffusion.objective == "ddpm":
+        _check_ddpm(cfg, need)
+    need(
+        not model.glance or model.text != "tokens",
+        "model.glance=true asks with the pooled sentence, and model.text=tokens has none: use model.text=both.",
+    )
     need(
         cfg.evaluation.exec_steps <= data.chunk_steps,
         f"evaluation.exec_steps={cfg.evaluation.exec_steps} is more than data.chunk_steps={data.chunk_steps}.",
@@ -469,3 +530,13 @@ def _check_train(cfg: TrainConfig, need: Callable[[bool, str], None]) -> None:
             need(mode in known, f"diffusion.{name}: unknown mode {mode!r}; did you mean {near[0]}?")
             need(weight >= 0, f"diffusion.{name}.{mode}={weight}: at least 0.")
         need(any(modes.values()), f"diffusion.{name}: every mode has weight 0; nothing would be trained.")
+
+
+def _check_ddpm(cfg: TrainConfig, need: Callable[[bool, str], None]) -> None:
+    train_steps = cfg.diffusion.train_steps
+    need(train_steps > 20, f"diffusion.train_steps={train_steps}: more than 20, or a step of ddpm leaves no signal.")
+    for key, steps in (("diffusion.steps", cfg.diffusion.steps), ("evaluation.steps", cfg.evaluation.steps)):
+        need(
+            not steps or train_steps % steps == 0,
+            f"{key}={steps} does not divide diffusion.train_steps={train_steps}: ddpm would stop short of clean data.",
+        )

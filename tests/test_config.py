@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from padpolicy import config
+from padpolicy.diffusion.path import alphas_cumprod
 from padpolicy.shipped import shipped
 
 EXPERIMENTS = sorted(path.stem for path in shipped("configs/experiment").glob("*.yaml"))
 TRAIN = ["out=run", "data.path=demos.zarr"]
+DDPM = ["diffusion.objective=ddpm"]
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -67,6 +70,13 @@ MISTAKES = [
     ("train", [*TRAIN, "model.eyes=glass"], r"model\.eyes='glass': expected one of 'latents', 'stem'"),
     ("train", [*TRAIN, "training.batch_size=10", "training.accumulate=3"], r"batch_size=10 is not a multiple"),
     ("train", [*TRAIN, "diffusion.learn_variance=true"], r"needs diffusion\.objective=ddpm"),
+    ("train", [*TRAIN, *DDPM, "diffusion.steps=3"], r"diffusion\.steps=3 does not divide diffusion\.train_steps=1000"),
+    ("train", [*TRAIN, *DDPM, "evaluation.steps=7"], r"evaluation\.steps=7 does not divide"),
+    ("train", [*TRAIN, *DDPM, "diffusion.train_steps=20"], r"diffusion\.train_steps=20: more than 20"),
+    ("train", [*TRAIN, "diffusion.steps=0"], r"diffusion\.steps=0: at least 1"),
+    ("train", [*TRAIN, "diffusion.action_draws=0"], r"diffusion\.action_draws=0: at least 1"),
+    ("train", [*TRAIN, "training.log_every=-1"], r"training\.log_every=-1: at least 0"),
+    ("train", [*TRAIN, "model.glance=true", "model.text=tokens"], r"model\.text=tokens has none: use model\.text=both"),
     ("train", [*TRAIN, "evaluation.exec_steps=17"], r"exec_steps=17 is more than data\.chunk_steps=16"),
     ("train", [*TRAIN, "+diffusion.modes.pollicy=1"], r"unknown mode 'pollicy'; did you mean policy\?"),
     ("train", [*TRAIN, "data.video_ratio=1.5"], r"data\.video_ratio=1\.5: a share, between 0 and 1"),
@@ -94,3 +104,39 @@ def test_every_checked_name_is_a_setting() -> None:
     """A renamed setting must not silently lose its check."""
     known = {key for schema in config.SCHEMAS.values() for key in config.keys(schema())}
     assert {*config._CHOICES, *config._AT_LEAST, *config._SHARES} <= known
+    assert {*config._MAY_CHANGE} <= known | {key.split(".")[0] for key in known}
+
+
+def test_the_shortest_ddpm_schedule_ends_in_noise_and_no_further() -> None:
+    """One step less and a beta reaches 1: nothing is left of the signal, and its logarithm is not a number."""
+    shortest = config.load("train", [*TRAIN, *DDPM, "diffusion.train_steps=21", "diffusion.steps=7"]).diffusion
+    assert alphas_cumprod(shortest.train_steps).min() > 0
+    assert alphas_cumprod(shortest.train_steps - 1).min() <= 0
+
+
+def test_modes_that_are_not_named_keep_their_share() -> None:
+    default = config.DiffusionConfig().modes
+    assert config.load("train", [*TRAIN, "diffusion.modes={policy:1}"]).diffusion.modes == {**default, "policy": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["training.steps=9", "out=elsewhere", "training.threads=1", "data.workers=0", "training.init=x"], []),
+        (["env.max_steps=3", "evaluation.seed=1", "diffusion.steps=2", "data.path=moved.zarr"], []),
+        (["training.lr=0.5"], ["training.lr was 0.0005, is 0.5"]),
+        (["seed=1", "training.batch_size=2"], ["seed was 0, is 1", "training.batch_size was 64, is 2"]),
+        (["diffusion.modes.policy=1"], ["diffusion.modes.policy was 0.2, is 1.0"]),
+        (["data.path=''", "data.videos=[v]"], ["data.path was 'demos.zarr', is ''", "data.videos was [], is ['v']"]),
+    ],
+)
+def test_what_may_change_in_a_run_that_goes_on(overrides: list[str], said: list[str]) -> None:
+    before = json.loads(json.dumps(config.to_dict(config.load("train", TRAIN))))
+    assert config.changed(before, config.load("train", [*TRAIN, *overrides])) == said
+
+
+def test_a_setting_that_came_or_went_is_a_change() -> None:
+    before = config.to_dict(config.load("train", TRAIN))
+    before["model"]["elbows"] = before["model"].pop("patch")
+    said = config.changed(before, config.load("train", TRAIN))
+    assert said == ["model.patch was None, is 2", "model.elbows was 2, is None"]
