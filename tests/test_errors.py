@@ -41,7 +41,8 @@ def here(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def train_on(*settings: str, out: str = "new", data: str = "demos.zarr") -> list[str]:
     small = ["data.image_size=32", "model.width=16", "model.depth_size=8", "model.depth_patch=4", "data.val_fraction=0"]
-    return ["train", "experiment=tiny", f"data.path={data}", f"out={out}", *small, "encoders.text_tokens=4", *settings]
+    same = ["training.precision=fp32", "training.ema=0.9", "encoders.text_tokens=4"]  # as `made`
+    return ["train", "experiment=tiny", f"data.path={data}", f"out={out}", *small, *same, *settings]
 
 
 VALIDATE = ["validate", "demos.zarr"]

@@ -53,6 +53,12 @@ def open_data(cfg: TrainConfig, device: str, here: World, progress: Callable[[in
             f"data.image_size={cfg.data.image_size} is not a multiple of model.depth_size={cfg.model.depth_size}, "
             "what depth images are reduced to."
         )
+    side = cfg.data.image_size // image_encoder.downsample
+    if (cameras or cfg.data.future_cameras) and side % cfg.model.patch:
+        raise ConfigError(
+            f"data.image_size={cfg.data.image_size} gives latents of {side} x {side}, which is not a multiple of "
+            f"model.patch={cfg.model.patch}."
+        )
     mixture = open_mixture(cfg.data, image_encoder.fingerprint, pixels)
     if cfg.data.cache_latents:
         if here.leads:
@@ -69,8 +75,10 @@ def open_data(cfg: TrainConfig, device: str, here: World, progress: Callable[[in
     return Data(train, validation, mixture, image_encoder, text_encoder)
 
 
-def build_policy(cfg: TrainConfig, data: Data, device: str) -> PadPolicy:
-    """A new policy with the statistics of the data."""
+def build_policy(
+    cfg: TrainConfig, data: Data, device: str, statistics: tuple[Normalizer, DepthScale] | None = None
+) -> PadPolicy:
+    """A new policy. Its statistics are those of the data, unless others are given: those that a run was begun with."""
     mixture, settings = data.mixture, cfg.data
     action = mixture.action_spec
     spec = PolicySpec(
@@ -89,10 +97,11 @@ def build_policy(cfg: TrainConfig, data: Data, device: str) -> PadPolicy:
         robot=mixture.robot,
         renderer=mixture.renderer,
     )
-    normalizer = mixture.fit_normalizer() if action else Normalizer({})
+    if statistics is None:
+        normalizer = mixture.fit_normalizer() if action else Normalizer({})
+        statistics = normalizer, fit_depth_scale(mixture, settings)
     config = PolicyConfig(spec, cfg.model, cfg.diffusion, cfg.encoders)
-    policy = PadPolicy(config, normalizer, fit_depth_scale(mixture, settings), data.image_encoder, data.text_encoder)
-    return policy.to(device)
+    return PadPolicy(config, *statistics, data.image_encoder, data.text_encoder).to(device)
 
 
 def fit_depth_scale(mixture: Mixture, settings) -> DepthScale:

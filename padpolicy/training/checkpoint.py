@@ -1,6 +1,6 @@
 """Checkpoints of a run: all it takes to go on as if nothing had happened, and a policy that can act.
 
-    out/config.json
+    out/config.json                                the settings: a run goes on under those it was begun with
     out/checkpoints/step_00001000/policy/          the averaged weights: `padpolicy eval checkpoint=out` loads these
     out/checkpoints/step_00001000/training.safetensors   raw weights, optimiser moments, average (all float32)
     out/checkpoints/step_00001000/training.json    step
@@ -11,6 +11,7 @@ Random draws need no saving: they are functions of (seed, step, sample index).
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -18,8 +19,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from padpolicy import config
+from padpolicy.config import ConfigError, TrainConfig
 from padpolicy.policy import PadPolicy
-from padpolicy.saving import CheckpointError, fill_policy, load_weights, write_folder
+from padpolicy.saving import CheckpointError, Saved, fill_policy, load_weights, read_settings, write_folder
 from padpolicy.training.ema import EMA
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -58,10 +61,43 @@ def newest(out: Path) -> list[Path]:
     return sorted((out / "checkpoints").glob("step_*"), reverse=True)
 
 
+def write_config(out: Path, cfg: TrainConfig) -> None:
+    """Writes out/config.json, atomically."""
+    out.mkdir(parents=True, exist_ok=True)
+    draft = out / ".config.json"
+    draft.write_text(json.dumps(config.to_dict(cfg), indent=1))
+    os.replace(draft, out / "config.json")
+
+
+def begun(out: Path, cfg: TrainConfig) -> Saved | None:
+    """What the newest checkpoint's policy.json says; None where there is no checkpoint.
+
+    Raises:  ConfigError naming the settings that are not those the run was begun with; CheckpointError if what says so
+             is missing or damaged.
+    """
+    paths = newest(out)
+    if not paths:
+        return None
+    try:
+        before = json.loads((out / "config.json").read_text())
+    except (ValueError, OSError) as error:
+        raise CheckpointError(
+            f"{out}/config.json, which says how this run was begun, is missing or damaged ({error}). Restore it, or "
+            f"train into another out, from these weights with training.init={out}."
+        ) from None
+    if wrong := config.changed(before, cfg):
+        raise ConfigError(
+            f"out={out} was begun with other settings: {'; '.join(wrong)}. Go on with those, or train into another "
+            f"out, from these weights with training.init={out}."
+        )
+    return read_settings(paths[0] / "policy")
+
+
 def resume(out: Path, policy: PadPolicy, optimizer: torch.optim.AdamW, ema: EMA | None) -> int:
     """Fills policy, optimiser and average from the newest checkpoint. Returns its step, 0 if there is none.
 
-    Raises:  CheckpointError if it is damaged or belongs to another network.
+    Raises:  CheckpointError if it is damaged, belongs to another network, or was trained on another robot or with other
+             encoders.
     """
     paths = newest(out)
     if not paths:
@@ -79,6 +115,7 @@ def resume(out: Path, policy: PadPolicy, optimizer: torch.optim.AdamW, ema: EMA 
         return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
 
     load_weights(policy, part("weights/"), path)
+    _check_same(policy, read_settings(path / "policy"), path)
     moments = {moment: part(f"{moment}/") for moment in _MOMENTS}
     steps = part("steps/")
     for name, parameter in policy.named_parameters():
@@ -94,3 +131,15 @@ def resume(out: Path, policy: PadPolicy, optimizer: torch.optim.AdamW, ema: EMA 
             )
         ema.load(average)
     return step
+
+
+def _check_same(policy: PadPolicy, saved: Saved, path: Path) -> None:
+    """Raises CheckpointError if what the data and the encoders are is not what it was."""
+    now = policy.to_json()
+    pairs = {f"encoders.{kind}": (saved.fingerprints[kind], new) for kind, new in now["fingerprints"].items()}
+    pairs |= {key: (getattr(saved.config.spec, key), new) for key, new in now["config"]["spec"].items()}
+    if wrong := [f"{key} was {then!r}, is {new!r}" for key, (then, new) in pairs.items() if then != new]:
+        raise CheckpointError(
+            f"{path} was trained on other data or with other encoders: {'; '.join(wrong)}. Go on with those, or train "
+            "into another out."
+        )

@@ -11,10 +11,13 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+PATIENCE = timedelta(hours=4)  # how long the others wait for rank 0, which alone encodes frames and evaluates
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ def world(device: str) -> Iterator[World]:
     cuda = device.startswith("cuda")
     if cuda:
         torch.cuda.set_device(here.local_rank)
-    dist.init_process_group("nccl" if cuda else "gloo")
+    dist.init_process_group("nccl" if cuda else "gloo", timeout=PATIENCE)
     try:
         yield here
         dist.barrier()

@@ -13,7 +13,7 @@ from padpolicy.training.ema import EMA, averaged
 
 
 class Log:
-    """Writes `out/metrics.jsonl` and `out/tensorboard/`. A resumed run first drops the lines after its checkpoint."""
+    """Writes `out/metrics.jsonl` and `out/tensorboard/`. A resumed run first drops what came after its checkpoint."""
 
     def __init__(self, out: Path, start: int):
         from torch.utils.tensorboard import SummaryWriter
@@ -24,7 +24,7 @@ class Log:
                 line for line in self.path.read_text().splitlines() if line.endswith("}")
             ]  # a kill may cut the last
             self.path.write_text("".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= start))
-        self.writer = SummaryWriter(str(out / "tensorboard"), purge_step=start)
+        self.writer = SummaryWriter(str(out / "tensorboard"), purge_step=start + 1)
 
     def __enter__(self) -> Log:
         return self
@@ -46,7 +46,8 @@ class Log:
         with averaged(policy, ema):
             batch = batch.select(torch.arange(min(rows, len(batch))))
             generator = torch.Generator().manual_seed(0)
-            prediction = policy.predict(batch, mode="joint", generator=generator)
+            mode = "joint" if policy.spec.action else "video"  # without statistics of actions, none can be denoised
+            prediction = policy.predict(batch, mode=mode, generator=generator)
             for camera, latent in prediction.future_latent.items():
                 if not {f"future.latent_{camera}", f"future.rgb_{camera}"} & batch.fields.keys():
                     continue

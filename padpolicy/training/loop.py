@@ -1,12 +1,12 @@
 """The training loop: next batch, loss, backward, clip, step, average, and now and then log, validate, imagine, save.
 
 Running the same command again resumes: every random draw is a function of (seed, step, sample index), so a run that was
-killed and resumed ends with the weights of one that was not, bit for bit.
+killed and resumed ends with the weights of one that was not, bit for bit. It goes on under the settings and statistics
+that it was begun with.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable
@@ -37,24 +37,25 @@ def train(cfg: TrainConfig, progress: Progress = lambda step, numbers: None) -> 
     """Trains until cfg.training.steps (or max_seconds), resuming if cfg.out has checkpoints. Returns the run directory.
 
     Args:  progress: called after every step with the numbers of the last log line.
-    Raises:  ConfigError, StoreError, CheckpointError: what was expected, what came and what to do.
+    Raises:  ConfigError, StoreError, CheckpointError: what was expected, what came and what to do; ConfigError too if
+             cfg.out was begun with other settings.
     """
     device = pick_device(cfg.training.device)
     if cfg.training.threads:
         torch.set_num_threads(cfg.training.threads)
     out = Path(cfg.out)
+    begun = checkpoint.begun(out, cfg)
     with world(device) as here:
         torch.manual_seed(cfg.seed)  # the initial weights; nothing else draws from the global generator
         data = open_data(cfg, device, here)
-        policy = build_policy(cfg, data, device)
-        fresh = load_fitting(policy, cfg.training.init) if cfg.training.init else []
+        policy = build_policy(cfg, data, device, (begun.normalizer, begun.depth) if begun else None)
+        fresh = load_fitting(policy, cfg.training.init) if cfg.training.init and not begun else []
         here.share(policy.state_dict().values())
         optimizer = make_optimizer(policy, cfg)
         ema = EMA(policy, cfg.training.ema) if cfg.training.ema > 0 else None
         start = checkpoint.resume(out, policy, optimizer, ema)
         if here.leads:
-            out.mkdir(parents=True, exist_ok=True)
-            (out / "config.json").write_text(json.dumps(config.to_dict(cfg), indent=1))
+            checkpoint.write_config(out, cfg)
         with Log(out, start) if here.leads else nullcontext() as log:
             if log and fresh:
                 log.text("not initialised from training.init", "\n".join(fresh))
@@ -78,7 +79,7 @@ def run(
     training, device = cfg.training, policy.device
     parameters = [p for p in policy.parameters() if p.requires_grad]
     batches = micro_batches(data.train, cfg, start, here)
-    began, seen, saved = time.monotonic(), 0, -1
+    began, seen = time.monotonic(), 0
     numbers: dict[str, float] = {}
     policy.train()
     for step in range(start, training.steps):
@@ -106,19 +107,20 @@ def run(
         ended = done == training.steps
         if training.max_seconds:
             ended |= here.any(time.monotonic() - began > training.max_seconds, device)
-        if log and (done % training.log_every == 0 or ended):
+        if log and training.log_every and (done % training.log_every == 0 or ended):
             speed = seen / (time.monotonic() - began)
             numbers = {**terms, "grad_norm": float(norm), "lr": rate, "samples_per_s": speed}
             log.numbers("train", done, numbers)
         progress(done, numbers or terms)
-        if here.leads and (ended or (training.checkpoint_every and done % training.checkpoint_every == 0)):
+        evaluating = training.evaluate_every and done % training.evaluate_every == 0
+        saving = training.checkpoint_every and done % training.checkpoint_every == 0
+        if here.leads and (saving or evaluating or ended):  # what is evaluated is the newest checkpoint
             checkpoint.save(Path(cfg.out), done, policy, optimizer, ema, training.keep_checkpoints)
-            saved = done
         if log and data.validation and training.validate_every and (done % training.validate_every == 0 or ended):
             log.numbers("validation", done, validate(policy, ema, data.validation, cfg, device))
         if log and data.validation and training.imagine_every and done % training.imagine_every == 0:
             log.imagined(done, policy, ema, data.validation[0])
-        if here.leads and training.evaluate_every and done % training.evaluate_every == 0 and saved == done:
+        if log and evaluating:
             log.numbers("evaluation", done, _evaluate(cfg, done))
         if ended:
             break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from small import SIZE
 
 from padpolicy import config
 from padpolicy.data.store import StoreError
+from padpolicy.saving import find_policy
 from padpolicy.training import checkpoint, loop
 from padpolicy.training.loop import train
 
@@ -70,6 +72,32 @@ def test_imagined_futures_are_drawn_into_the_log(tiny) -> None:
     assert b"imagined/front" in events.read_bytes()
 
 
+def test_videos_alone_are_imagined_too(tiny, video_store) -> None:
+    """There are no statistics of actions, so none can be denoised beside the future."""
+    videos = ["data.path=''", f"data.videos=[{video_store}]", "data.val_fraction=0.3"]
+    cfg = tiny("run", *videos, "training.imagine_every=1", "training.steps=1")
+    train(cfg)
+    (events,) = (Path(cfg.out) / "tensorboard").iterdir()
+    assert b"imagined/front" in events.read_bytes()
+
+
+def test_log_every_0_is_never(tiny) -> None:
+    cfg = tiny("run", "training.log_every=0", "training.steps=2")
+    seen: list[dict] = []
+    train(cfg, lambda step, numbers: seen.append(numbers))
+    assert not (Path(cfg.out) / "metrics.jsonl").exists()
+    assert len(seen) == 2 and all("loss" in numbers for numbers in seen)
+
+
+def test_what_is_evaluated_is_the_policy_of_that_step(tiny, monkeypatch) -> None:
+    monkeypatch.setattr(loop, "_evaluate", lambda cfg, step: {"newest": int(find_policy(cfg.out).parent.name[5:])})
+    cfg = tiny("run", "training.steps=5", "training.checkpoint_every=2", "training.evaluate_every=3")
+    train(cfg)
+    lines = [json.loads(line) for line in (Path(cfg.out) / "metrics.jsonl").read_text().splitlines()]
+    evaluations = [line for line in lines if line["kind"] == "evaluation"]
+    assert evaluations == [{"kind": "evaluation", "step": 3, "newest": 3}]
+
+
 def test_a_time_limit_ends_the_run_with_a_checkpoint(tiny) -> None:
     cfg = tiny("run", "training.steps=1000", "training.max_seconds=0.001")
     train(cfg)
@@ -91,6 +119,7 @@ def test_a_small_policy_learns_one_episode_by_heart(tiny, one_episode) -> None:
     [
         (["data.cameras=[side]"], StoreError, "data.cameras asks for camera 'side', which no source has; they have: "),
         (["data.image_size=30"], config.ConfigError, "data.image_size=30 is not a multiple of 8"),
+        (["data.image_size=40"], config.ConfigError, "latents of 5 x 5, which is not a multiple of model.patch=2"),
         (["data.dt_s=0.2"], StoreError, "actions are 0.1 s apart, data.dt_s is 0.2"),
         (["data.path=nowhere.zarr"], StoreError, "nowhere.zarr: .*there is nothing at this path"),
     ],

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from small import MeanEncoder
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_run import STEPS, make_store
 
-from padpolicy.saving import CheckpointError
+from padpolicy.config import ConfigError
+from padpolicy.data.store import Episode, Store
+from padpolicy.saving import CheckpointError, find_policy, read_settings
 from padpolicy.training import checkpoint, loop
 from padpolicy.training.loop import train
 
@@ -119,15 +125,55 @@ def test_a_truncated_checkpoint_says_what_to_do(tiny, file) -> None:
         train(cfg)
 
 
-def test_a_run_of_another_network_is_not_continued(tiny) -> None:
+def test_a_run_goes_on_under_the_settings_it_was_begun_with(tiny) -> None:
+    cfg = tiny("run", "training.steps=1")
+    train(cfg)
+    written = (Path(cfg.out) / "config.json").read_bytes()
+    said = "was begun with other settings: seed was 0, is 1; model.width was 16, is 32. .* training.init="
+    with pytest.raises(ConfigError, match=said):
+        train(tiny("run", "training.steps=2", "model.width=32", "seed=1"))
+    assert (Path(cfg.out) / "config.json").read_bytes() == written
+    train(tiny("run", "training.steps=2", "training.checkpoint_every=0", "training.accumulate=2"))
+    assert checkpoint.newest(Path(cfg.out))[0].name == "step_00000002"
+    assert json.loads((Path(cfg.out) / "config.json").read_text())["training"]["steps"] == 2
+
+
+@pytest.mark.parametrize("left", [None, "", "{"])
+def test_a_run_that_does_not_say_how_it_was_begun_is_not_continued(tiny, left) -> None:
+    cfg = tiny("run", "training.steps=1")
+    train(cfg)
+    file = Path(cfg.out) / "config.json"
+    file.unlink() if left is None else file.write_text(left)
+    with pytest.raises(CheckpointError, match="config.json, which says how this run was begun, is missing or damaged"):
+        train(tiny("run", "training.steps=2"))
+
+
+def test_a_run_goes_on_under_its_statistics_when_its_data_grow(tiny, tmp_path) -> None:
+    store = make_store(tmp_path / "grows.zarr")
+    cfg = tiny("run", f"data.path={store}", "training.steps=1")
+    train(cfg)
+    first = read_settings(find_policy(cfg.out))
+    with Store.open(store, "a") as more:
+        arrays = {name: more.read(name, 0, STEPS) for name in (*more.fields, "timestamp")}
+        arrays["action"][:, :3] *= 9
+        arrays["depth_front"] += 1000
+        more.append(Episode(arrays, "push the cube", id="larger"))
+    train(tiny("run", f"data.path={store}", "training.steps=2"))
+    second = read_settings(find_policy(cfg.out))
+    assert find_policy(cfg.out).parent.name == "step_00000002"
+    assert (second.normalizer.stats, second.depth) == (first.normalizer.stats, first.depth)
+    train(tiny("fresh", f"data.path={store}", "training.steps=1"))
+    fresh = read_settings(find_policy(tmp_path / "fresh"))
+    assert fresh.normalizer.stats != first.normalizer.stats and fresh.depth != first.depth
+
+
+def test_a_run_does_not_go_on_with_another_robot_or_encoder(tiny, tmp_path, monkeypatch) -> None:
     train(tiny("run", "training.steps=1"))
-    with pytest.raises(CheckpointError, match="step_00000001 does not fit this network: .*expected"):
-        train(tiny("run", "training.steps=2", "model.width=32"))
-
-
-def test_switching_the_average_on_needs_a_new_run(tiny) -> None:
-    train(tiny("run", "training.steps=1", "training.ema=0"))
-    with pytest.raises(CheckpointError, match="holds no moving average.*training.ema=0"):
+    other = make_store(tmp_path / "other.zarr", names=("x", "z", "yaw", "gripper"))
+    with pytest.raises(CheckpointError, match="trained on other data or with other encoders: action was .*'y'.*'z'"):
+        train(tiny("run", f"data.path={other}", "training.steps=2"))
+    monkeypatch.setattr(MeanEncoder, "fingerprint", "mean9")
+    with pytest.raises(CheckpointError, match="other encoders: encoders.image was 'mean8', is 'mean9'"):
         train(tiny("run", "training.steps=2"))
 
 
@@ -144,3 +190,23 @@ def test_init_takes_what_fits_and_names_what_does_not(tiny) -> None:
     assert fresh and all(name.encode() in events.read_bytes() for name in fresh)
     with pytest.raises(CheckpointError, match="no policy at 'nowhere/at/all'"):
         train(tiny("third", "training.init=nowhere/at/all"))
+
+
+def test_a_resumed_run_does_not_look_for_its_init(tiny) -> None:
+    first = tiny("first", "training.steps=1")
+    train(first)
+    second = ["training.checkpoint_every=1", f"training.init={first.out}"]
+    with pytest.raises(Killed):
+        train(tiny("second", *second), die_after(2))
+    shutil.rmtree(first.out)
+    train(tiny("second", *second))
+
+
+def test_every_point_of_a_resumed_run_is_on_the_chart_once(tiny) -> None:
+    cfg = tiny("run")
+    with pytest.raises(Killed):
+        train(cfg, die_after(3))
+    train(cfg)
+    events = EventAccumulator(str(Path(cfg.out) / "tensorboard"))
+    events.Reload()
+    assert [point.step for point in events.Scalars("train/loss")] == [1, 2, 3, 4]
