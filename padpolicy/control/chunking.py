@@ -1,7 +1,8 @@
-"""The only two pieces of state in closed loop, used by evaluation, server and deployment alike. numpy only.
+"""The only two pieces of state in closed loop, used by evaluation, server and deployment alike.
 
 `ObservationBuffer` remembers what was seen, by timestamp; `ChunkQueue` holds what is to be done, by due time. Times are
-seconds on one clock (real or virtual); both classes only ever see the times they are given.
+seconds on one clock (real or virtual); both classes only ever see the times they are given. This needs numpy; only
+`ObservationBuffer.sample`, whose answer is for the policy, brings torch.
 
     ObservationBuffer                          ChunkQueue
                                                plan 1, observed at t=0:   a0 a1 a2 a3 a4 a5 a6 a7
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-if TYPE_CHECKING:  # both modules import torch
+if TYPE_CHECKING:  # padpolicy.batch imports torch
     from padpolicy.batch import Sample
     from padpolicy.spec import PolicySpec
 
@@ -28,12 +29,17 @@ if TYPE_CHECKING:  # both modules import torch
 class ObservationBuffer:
     """Recent observations by timestamp.
 
-    Args:  keep_s: how much history is kept, seconds; must cover (obs_steps - 1) * dt_s of the policy.
+    Args:  keep_s: how much history is kept, seconds; must cover (obs_steps - 1) * dt_s of the policy, as `of` does.
     """
 
-    def __init__(self, keep_s: float = 2.0):
+    def __init__(self, keep_s: float):
         self.keep_s = keep_s
         self._frames: deque[tuple[float, Mapping[str, Any]]] = deque()
+
+    @classmethod
+    def of(cls, spec: PolicySpec) -> ObservationBuffer:
+        """A buffer that keeps what a policy looks back on."""
+        return cls(spec.obs_steps * spec.dt_s)
 
     def __len__(self) -> int:
         return len(self._frames)

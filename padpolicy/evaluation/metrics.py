@@ -27,23 +27,6 @@ def wilson(successes: int, n: int, z: float = Z95) -> tuple[float, float]:
     return (0.0 if successes == 0 else centre - half), (1.0 if successes == n else centre + half)
 
 
-def paired_difference(a: Sequence[bool], b: Sequence[bool], z: float = Z95) -> tuple[float, float, float]:
-    """Difference of success rates a - b over the same episodes: (difference, low, high), each in [-1, 1].
-
-    Pairing takes the difficulty of the scenes out of the comparison: only episodes where a and b disagree count.
-
-    Raises:  ValueError for lists of different length, or empty ones.
-    Source:  adjusted Wald interval, Bonett and Price, J. Educ. Behav. Stat. 37 (2012) 479, eq. 6.
-    """
-    if len(a) != len(b) or not len(a):
-        raise ValueError(f"paired_difference: expected two lists over the same episodes, got {len(a)} and {len(b)}.")
-    x, y, n = np.asarray(a, bool), np.asarray(b, bool), len(a)
-    only_a, only_b = int((x & ~y).sum()), int((~x & y).sum())
-    p, q = (only_a + 1) / (n + 2), (only_b + 1) / (n + 2)
-    half = z * math.sqrt((p + q - (p - q) ** 2) / (n + 2))
-    return (only_a - only_b) / n, max(-1.0, p - q - half), min(1.0, p - q + half)
-
-
 def summarise_ms(values_ms: Sequence[float]) -> dict[str, float]:
     """Latencies as {p50, p95, mean, max, n}, milliseconds; only n = 0 when there are none."""
     array = np.asarray(values_ms, np.float64)

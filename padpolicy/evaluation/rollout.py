@@ -89,14 +89,6 @@ Progress = Callable[[int, int, EpisodeResult], None]  # episodes done, episodes 
 OpenLoop = Callable[[EpisodeSpec, str], np.ndarray]  # episode and its instruction -> actions (T, A), played unseeing
 
 
-def rollout(policy: Policy, cfg: EvalConfig, episodes: Sequence[EpisodeSpec], **options: Any) -> list[EpisodeResult]:
-    """Opens the environments of `cfg`, checks that the policy fits, and runs `run_episodes` (which has the options)."""
-    num_envs = min(cfg.num_envs, max(len(episodes), 1))
-    with VectorEnv(needed_cameras(policy.spec, cfg).env, num_envs, cfg.env_workers) as envs:
-        check_fit(policy.spec, envs.description, cfg)
-        return run_episodes(policy, envs, cfg, episodes, **options)
-
-
 def needed_cameras(spec: PolicySpec, cfg: EvalConfig) -> EvalConfig:
     """`cfg` with only the cameras that are looked at: drawing is most of a step.
 
@@ -118,6 +110,11 @@ def check_fit(spec: PolicySpec, env: Description, cfg: EvalConfig) -> None:
         raise ValueError(
             f"{where} takes actions of {dims} dims, the policy gives {spec.action_dim} "
             f"({', '.join(spec.action.get('names', [])) or 'unnamed'}). It was trained for another robot."
+        )
+    if spec.action.get("kind") == "relative_to_chunk_start":
+        raise ValueError(
+            f"the policy's actions are relative to the start of their chunk, and {where} would take each as it is. "
+            "Train on absolute actions or deltas."
         )
     if spec.renderer and env.renderer and spec.renderer != env.renderer:
         raise ValueError(
@@ -154,7 +151,7 @@ class _Run:
 
     def __init__(self, index: int, spec: EpisodeSpec, policy: PolicySpec, film: Film | None):
         self.index, self.spec, self.dt_s, self.image_size = index, spec, policy.dt_s, policy.image_size
-        self.buffer, self.queue = ObservationBuffer(), ChunkQueue()
+        self.buffer, self.queue = ObservationBuffer.of(policy), ChunkQueue()
         self.result = EpisodeResult(spec, film=film)
         self.held = 0
 

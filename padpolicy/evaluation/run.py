@@ -146,7 +146,7 @@ def _results(cfg: EvalConfig, done: Sequence[EpisodeResult], latency: dict[str, 
 def measure_latency(policy: Policy, envs: VectorEnv, cfg: EvalConfig, episode: EpisodeSpec) -> dict[str, Any]:
     """Milliseconds from one observation to its plan, nothing else running: {p50, p95, mean, max, n}."""
     (first,) = envs.run({0: Reset(episode.seed, episode.options())})[0]
-    buffer, times = ObservationBuffer(), []
+    buffer, times = ObservationBuffer.of(policy.spec), []
     buffer.push(0.0, fitted(first.observation, policy.spec.image_size))
     sample = buffer.sample(policy.spec, str(first.observation.get("instruction", "")), policy.spec.robot)
     for plan in range(WARM_UP + LATENCY_PLANS):

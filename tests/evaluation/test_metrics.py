@@ -1,10 +1,8 @@
 """Exact values against published and hand-computed numbers."""
 
-import math
-
 import pytest
 
-from padpolicy.evaluation.metrics import paired_difference, summarise_ms, wilson
+from padpolicy.evaluation.metrics import summarise_ms, wilson
 
 
 @pytest.mark.parametrize(
@@ -31,26 +29,6 @@ def test_wilson_laws():
             assert (low, high) == pytest.approx((1 - mirrored[1], 1 - mirrored[0]))
     with pytest.raises(ValueError, match="successes=3, n=2"):
         wilson(3, 2)
-
-
-def test_paired_difference():
-    # 3 only a, 1 only b, n=10: p = 4/12, q = 2/12.
-    a = [True] * 3 + [False] + [True] * 3 + [False] * 3
-    b = [False] * 3 + [True] + [True] * 3 + [False] * 3
-    difference, low, high = paired_difference(a, b)
-    half = 1.959963984540054 * math.sqrt((0.5 - (1 / 6) ** 2) / 12)
-    assert (difference, low, high) == pytest.approx((0.2, 1 / 6 - half, 1 / 6 + half))
-    swapped = paired_difference(b, a)
-    assert swapped == pytest.approx((-difference, -high, -low))
-    with pytest.raises(ValueError, match="got 1 and 0"):
-        paired_difference([True], [])
-
-
-def test_paired_is_narrower_than_unpaired_on_agreeing_scenes():
-    a = [True] * 50 + [False] * 50
-    b = [True] * 48 + [False] * 52
-    _, low, high = paired_difference(a, b)
-    assert high - low < 0.12  # two independent rates of 100 would give 0.28
 
 
 def test_summaries():

@@ -9,7 +9,7 @@ from padpolicy.control.chunking import ChunkQueue
 from padpolicy.data.store import Episode, Store, StoreSpec
 from padpolicy.evaluation import episodes as lists
 from padpolicy.evaluation.floors import replay, without_images, without_text
-from padpolicy.evaluation.rollout import EpisodeSpec, plan_noise, rollout
+from padpolicy.evaluation.rollout import EpisodeSpec, check_fit, needed_cameras, plan_noise, run_episodes
 from padpolicy.evaluation.vector import Act, Reset, VectorEnv
 
 ENV = EnvConfig(id="fakes:Fake-v0", robot="fake", renderer="rays", cameras=["front"])
@@ -19,6 +19,13 @@ def config(**changes):
     return EvalConfig(
         **({"checkpoint": "", "out": "", "env": ENV, "env_workers": 0, "num_envs": 3, "exec_steps": 4} | changes)
     )
+
+
+def rollout(policy, cfg, episodes, **options):
+    """Runs episodes as `run_evaluation` does."""
+    with VectorEnv(needed_cameras(policy.spec, cfg).env, min(cfg.num_envs, len(episodes)), cfg.env_workers) as envs:
+        check_fit(policy.spec, envs.description, cfg)
+        return run_episodes(policy, envs, cfg, episodes, **options)
 
 
 EPISODES = [EpisodeSpec(task, seed) for seed in range(4) for task in ("left", "right")]
@@ -163,6 +170,19 @@ def test_pictures_are_letterboxed_to_the_size_of_training():
     assert set(seen) == {((24, 24, 3), (24, 24))}
 
 
+def test_a_policy_may_look_back_over_the_whole_episode():
+    """30 steps are 3 s: what is kept follows from the policy."""
+    seen = []
+
+    class Rememberer(fakes.FakePolicy):
+        def predict(self, obs, **options):
+            seen.append(obs.fields["obs.proprio"].shape[1])
+            return super().predict(obs, **options)
+
+    results = rollout(Rememberer(noise=0.0, obs_steps=30), config(), [EpisodeSpec("stay", 0)])
+    assert results[0].steps == 30 and set(seen) == {30}
+
+
 def test_filming_changes_nothing():
     a = rollout(fakes.FakePolicy(noise=3.0), config(), EPISODES, films={0, 3})
     b = rollout(fakes.FakePolicy(noise=3.0), config(imagine=False), EPISODES)
@@ -178,6 +198,7 @@ def test_filming_changes_nothing():
         ({"proprio_dim": 7}, {}, r"proprio has shape \(1,\), the policy expects \(7,\)"),
         ({"dt_s": 0.05}, {}, "steps every 0.1 s, the policy's actions are 0.05 s apart"),
         ({"chunk_steps": 2}, {}, "exec_steps=4: expected 1 to 2"),
+        ({"action": {"kind": "relative_to_chunk_start", "names": ["dx"], "dt_s": 0.1}}, {}, "relative to the start of"),
         ({}, {"id": "nobody/Knows-v0"}, "unknown environment 'nobody/Knows-v0'"),
         ({}, {"id": "fakes:Fak-v0"}, "unknown environment 'fakes:Fak-v0'.*Did you mean: `Fake`"),
         ({}, {"id": "no_such_package:Fake-v0"}, "unknown environment 'no_such_package:Fake-v0'"),
@@ -217,7 +238,7 @@ def test_actions_are_those_of_the_queue(monkeypatch):
     result = rollout(policy, config(exec_steps=3), [spec], films={0})[0]
     env = gymnasium.make("fakes:Fake-v0", disable_env_checker=True)
     observation, _ = env.reset(seed=3, options={"task": "left"})
-    buffer, queue, step, done = ObservationBuffer(), ChunkQueue(), 0, False
+    buffer, queue, step, done = ObservationBuffer.of(policy.spec), ChunkQueue(), 0, False
     frames = [observation["rgb_front"]]
     while not done:
         buffer.push(step * 0.1, observation)
