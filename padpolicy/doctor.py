@@ -141,7 +141,7 @@ def _torch() -> Iterator[Line]:
             device = torch.cuda.get_device_properties(i)
             yield Line(f"gpu {i}", OK, f"{device.name}, {device.total_memory / 2**30:.0f} GiB")
     elif torch.backends.mps.is_available():
-        yield Line("gpu", OK, "Apple GPU (mps)")
+        yield Line("gpu", OK, "Apple GPU (mps), not used: device=auto takes the CPU here, device=mps is untried")
     else:
         found = "none; the CPU is used (shipped policies and quickstart are made for it)"
         if shutil.which("nvidia-smi"):

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from padpolicy import cli, doctor
+from padpolicy.device import pick_device
 
 
 @pytest.mark.parametrize(
@@ -50,6 +51,14 @@ def test_a_check_that_breaks_is_a_finding(monkeypatch: pytest.MonkeyPatch, capsy
     assert all(check["advice"] for check in report["checks"] if check["status"] == "fail")
     assert cli.main(["doctor"]) == 1
     assert "cannot be used here" in capsys.readouterr().out
+
+
+def test_an_apple_gpu_is_not_said_to_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
+    assert pick_device("auto") == "cpu"
+    (gpu,) = [line for line in doctor._torch() if line.name == "gpu"]
+    assert "not used" in gpu.found
 
 
 def test_a_probe_brings_back_the_last_line() -> None:
