@@ -52,8 +52,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tiny) -> None:
     assert one.keys() == two.keys()
     for name in one:
         assert torch.equal(one[name], two[name]), name
-    policies = [checkpoint.newest(Path(cfg.out))[0] / "policy" / "model.safetensors" for cfg in (straight, stopped)]
-    assert policies[0].read_bytes() == policies[1].read_bytes()
+    for file in ("model.safetensors", "policy.json"):
+        policies = [checkpoint.newest(Path(cfg.out))[0] / "policy" / file for cfg in (straight, stopped)]
+        assert policies[0].read_bytes() == policies[1].read_bytes()
 
 
 def test_each_step_is_logged_once_however_often_a_run_was_stopped(tiny) -> None:
