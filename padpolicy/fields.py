@@ -123,21 +123,21 @@ class Fields:
     def targets(self, batch: Batch, groups: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Clean contents of these token groups, and where they count (broadcastable to the contents)."""
         x0, valid = {}, {}
-        seen_BF = ~batch.is_pad["future"] if "future" in batch.is_pad else None
         if "future_rgb" in groups:
             for camera in self.config.spec.future_cameras:
                 if (x := self._latents(batch, "future", camera)) is not None:
                     name = f"future.latent_{camera}"
                     x0[name] = x - self.now(name, batch, x.shape)
-                    there = self.has_frames(batch, "future", camera)[:, None] & seen_BF
-                    valid[name] = there[:, :, None, None, None]
+                    seen_BF = self.has_frames(batch, "future", camera)[:, None] & ~batch.is_pad["future"]
+                    valid[name] = seen_BF[:, :, None, None, None]
         if "future_depth" in groups:
             for camera in self.config.spec.future_depth_cameras:
                 name = f"future.depth_{camera}"
                 if bool(batch.has_field(name).any()):
                     x, pixels = self._depth(batch, name)
                     x0[name] = present(x - self.now(name, batch, x.shape), pixels)
-                    valid[name] = pixels & (batch.has[name][:, None] & seen_BF)[:, :, None, None]
+                    seen_BF = batch.has[name][:, None] & ~batch.is_pad["future"]
+                    valid[name] = pixels & seen_BF[:, :, None, None]
         if "action" in groups:
             x0["action"] = self._normalized(batch, "action")
             valid["action"] = (batch.has["action"][:, None] & ~batch.is_pad["action"])[..., None]

@@ -111,7 +111,7 @@ def _load(store: Store, spec: PolicySpec, moments: Sequence[tuple[int, int]]) ->
     for index, (episode, step) in enumerate(moments):
         start, stop = store.bounds(episode)
         row = start + step
-        buffer = ObservationBuffer(keep_s=spec.obs_steps * spec.dt_s)
+        buffer = ObservationBuffer.of(spec)
         for past in range(max(start, row - spec.obs_steps + 1), row + 1):
             buffer.push((past - row) * spec.dt_s, _observation(store, spec, past))
         task = store.task_of(episode)

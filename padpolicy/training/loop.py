@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -39,6 +40,7 @@ def train(cfg: TrainConfig, progress: Progress = lambda step, numbers: None) -> 
     Args:  progress: called after every step with the numbers of the last log line.
     Raises:  ConfigError, StoreError, CheckpointError: what was expected, what came and what to do; ConfigError too if
              cfg.out was begun with other settings.
+    Warns:   if the model has a glance that was not taught.
     """
     device = pick_device(cfg.training.device)
     if cfg.training.threads:
@@ -50,6 +52,13 @@ def train(cfg: TrainConfig, progress: Progress = lambda step, numbers: None) -> 
         data = open_data(cfg, device, here)
         policy = build_policy(cfg, data, device, (begun.normalizer, begun.depth) if begun else None)
         fresh = load_fitting(policy, cfg.training.init) if cfg.training.init and not begun else []
+        untaught = [k for k in (fresh if cfg.training.init else policy.state_dict()) if ".glance." in k]
+        if untaught and not begun and here.leads:
+            warnings.warn(
+                "model.glance=true, and nothing has taught the glance: it will memorise the demonstrations. Run "
+                "scripts/train_eye.py first and give its folder as training.init, or set model.glance=false.",
+                stacklevel=2,
+            )
         here.share(policy.state_dict().values())
         optimizer = make_optimizer(policy, cfg)
         ema = EMA(policy, cfg.training.ema) if cfg.training.ema > 0 else None
