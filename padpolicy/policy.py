@@ -75,6 +75,13 @@ class Policy(Protocol):
 
     spec: PolicySpec
 
+    @property
+    def acts_in(self) -> str:
+        """The mode that a closed loop plans in."""
+
+    def noise_shapes(self, mode: str) -> dict[str, tuple[int, ...]]:
+        """Per noised field of the mode, its shape without the batch: what `predict` may be given as `noise`."""
+
     def valid_counts(self, batch: Batch) -> dict[str, int]:
         """Per modality, how many samples of the batch will have a loss. Cheap: runs no network."""
 
@@ -127,11 +134,8 @@ class PadPolicy(nn.Module):
         self.image_encoder, self.text_encoder = image_encoder, text_encoder  # no nn.Modules: not in state_dict
         self.fields = Fields(config, normalizer, depth, image_encoder, text_encoder)
         model, diffusion, spec = config.model, config.diffusion, config.spec
-        clean = frozenset(
-            name
-            for name in _noised_fields(spec)
-            if "clean" == (diffusion.predict_action if name == "action" else diffusion.predict_future)
-        )
+        says = {name: diffusion.predict_future for name in _noised_fields(spec)} | {"action": diffusion.predict_action}
+        clean = frozenset(name for name, what in says.items() if what == "clean")
         self.objective = Objective(diffusion.objective, clean, diffusion.learn_variance, diffusion.train_steps)
         tokens = Tokens(
             width=model.width,
@@ -154,6 +158,27 @@ class PadPolicy(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.network.context_row.device
+
+    @property
+    def acts_in(self) -> str:
+        """Without the future, as long as that was trained: it is faster. "joint" where actions only knew the future."""
+        modes = self.config.diffusion.modes
+        return "joint" if modes.get("joint", 0) > 0 and not modes.get("policy", 0) > 0 else "policy"
+
+    def noise_shapes(self, mode: str) -> dict[str, tuple[int, ...]]:
+        """Per noised field of the mode, its shape without the batch."""
+        groups, spec, side = self.network.modes[mode].groups, self.spec, self.config.model.depth_size
+        frames, latent = len(spec.future_offsets_s), spec.image_size // self.image_encoder.downsample
+        shapes: dict[str, tuple[int, ...]] = {}
+        if "future_rgb" in groups:
+            for camera in spec.future_cameras:
+                shapes[f"future.latent_{camera}"] = (frames, self.image_encoder.channels, latent, latent)
+        if "future_depth" in groups:
+            for camera in spec.future_depth_cameras:
+                shapes[f"future.depth_{camera}"] = (frames, side, side)
+        if "action" in groups:
+            shapes["action"] = (spec.chunk_steps, spec.action_dim)
+        return shapes
 
     # ------------------------------------------------------------------------------------------ training
 
@@ -365,7 +390,7 @@ class PadPolicy(nn.Module):
         understood = self._clock()
 
         time_s = self._times(len(obs))
-        shapes = {name: (len(obs), *shape) for name, shape in self._shapes(mode).items() if name not in given}
+        shapes = {name: (len(obs), *shape) for name, shape in self.noise_shapes(mode).items() if name not in given}
         x = {name: self._noise(name, shape, noise, generator) for name, shape in shapes.items()}
         clean_BT, keep = self._known_prefix(obs, prefix, prefix_len) if "action" in x else (None, None)
 
@@ -465,21 +490,6 @@ class PadPolicy(nn.Module):
         action = torch.arange(self.spec.chunk_steps, device=self.device, dtype=torch.float32) * self.spec.dt_s
         future = torch.tensor(self.spec.future_offsets_s, device=self.device, dtype=torch.float32)
         return {"action": action.expand(batch, -1), "future": future.expand(batch, -1)}
-
-    def _shapes(self, mode: str) -> dict[str, tuple[int, ...]]:
-        """Per noised field of the mode, its shape without the batch."""
-        groups, spec, side = self.network.modes[mode].groups, self.spec, self.config.model.depth_size
-        frames, latent = len(spec.future_offsets_s), spec.image_size // self.image_encoder.downsample
-        shapes: dict[str, tuple[int, ...]] = {}
-        if "future_rgb" in groups:
-            for camera in spec.future_cameras:
-                shapes[f"future.latent_{camera}"] = (frames, self.image_encoder.channels, latent, latent)
-        if "future_depth" in groups:
-            for camera in spec.future_depth_cameras:
-                shapes[f"future.depth_{camera}"] = (frames, side, side)
-        if "action" in groups:
-            shapes["action"] = (spec.chunk_steps, spec.action_dim)
-        return shapes
 
     def _noise(
         self,

@@ -118,6 +118,11 @@ class FakePolicy:
     def __init__(self, noise: float = 0.2, **changes: Any):
         self.spec, self.noise = spec(**changes), noise
         self.batches: list[int] = []  # sizes of the batches it was asked for
+        self.acts_in = "policy"
+
+    def noise_shapes(self, mode):
+        shapes = {"action": (self.spec.chunk_steps, 1)}
+        return shapes if mode == "policy" else {"future.latent_front": (1, 3, SIZE, SIZE), **shapes}
 
     def predict(self, obs, *, mode="policy", actions=None, future=None, noise=None, **_):
         import torch

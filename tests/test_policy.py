@@ -320,6 +320,18 @@ def test_what_an_action_causes_does_not_depend_on_the_words(mode, hears):
     assert [bool(observed.has["text"].any()) for observed in seen] == [hears, hears]
 
 
+@pytest.mark.parametrize(
+    ("modes", "acts_in"),
+    [({"policy": 1.0}, "policy"), ({"policy": 0.1, "joint": 1.0}, "policy"), ({"joint": 1.0}, "joint"), ({}, "policy")],
+)
+def test_a_policy_acts_in_the_mode_its_actions_were_trained_in(modes, acts_in):
+    policy = small_policy(modes=modes)
+    obs = batch_of(robot_sample(0))
+    noise = {name: torch.zeros(1, *shape) for name, shape in policy.noise_shapes(policy.acts_in).items()}
+    assert policy.acts_in == acts_in
+    assert policy.predict(obs, mode=policy.acts_in, noise=noise).action.shape == (1, CHUNK, 3)
+
+
 @pytest.mark.parametrize(("mode", "executed"), [("policy", 0), ("joint", 0), ("forward", 1), ("inverse", 1)])
 def test_what_happens_is_learned_from_the_executed_action_and_what_to_do_from_the_label(mode, executed):
     policy = small_policy(modes={mode: 1.0})
@@ -337,7 +349,7 @@ def test_draws_side_by_side_are_draws_one_by_one(mode):
     obs = batch_of(robot_sample(0), robot_sample(1, None))
     with torch.no_grad():
         context = policy.network.context(policy.fields.observed(obs))
-        x = {name: torch.randn(2 * n, *shape) for name, shape in policy._shapes(mode).items()}
+        x = {name: torch.randn(2 * n, *shape) for name, shape in policy.noise_shapes(mode).items()}
         tau = {group: torch.rand(2 * n) for group in policy.network.modes[mode].groups}
         clean = torch.arange(CHUNK)[None] < torch.arange(2 * n)[:, None] if mode != "inverse" else None
         together = policy.network.denoise(mode, context, x, tau, policy._times(2 * n), None, clean)

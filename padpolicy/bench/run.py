@@ -289,7 +289,7 @@ def random_batch(policy: PadPolicy, n: int, targets: bool) -> Batch:
 @torch.no_grad()
 def measured_size(policy: PadPolicy, batch: Batch) -> tuple[Size, int]:
     """The size of the sequences that `batch` becomes in mode joint, and how many of the noised tokens are actions."""
-    model, latents = policy.config.model, policy._shapes("joint")
+    model, latents = policy.config.model, policy.noise_shapes("joint")
     noised = 0
     for name, (frames, *rest) in latents.items():
         if name == "action":

@@ -25,7 +25,10 @@ class Blinded:
     """
 
     def __init__(self, policy: Policy, absent: tuple[str, ...]):
-        self.policy, self.absent, self.spec = policy, absent, policy.spec
+        self.policy, self.absent, self.spec, self.acts_in = policy, absent, policy.spec, policy.acts_in
+
+    def noise_shapes(self, mode: str) -> dict[str, tuple[int, ...]]:
+        return self.policy.noise_shapes(mode)
 
     def predict(self, obs: Batch, **options: Any) -> Prediction:
         has = {name: torch.zeros_like(h) if name.startswith(self.absent) else h for name, h in obs.has.items()}

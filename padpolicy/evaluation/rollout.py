@@ -251,22 +251,24 @@ def _reset(envs: VectorEnv, runs: dict[int, _Run], open_loop: OpenLoop | None) -
             run.queue.put(0.0, run.dt_s, open_loop(run.spec, run.result.instruction))
 
 
-def plan_noise(spec: PolicySpec, episode: EpisodeSpec, plan: int) -> np.ndarray:
-    """Starting noise (T, A) float32 of an episode's plan: a function of (seed, task, plan number) and nothing else."""
+def plan_noise(policy: Policy, episode: EpisodeSpec, plan: int) -> dict[str, np.ndarray]:
+    """Starting noise of an episode's plan, float32 by field: a function of (seed, task, plan number) alone."""
     key = zlib.crc32(episode.task.encode())
-    shape = (spec.chunk_steps, spec.action_dim)
-    return draws.generator(episode.seed, plan, key, "plan").standard_normal(shape, np.float32)
+    return {
+        field: draws.generator(episode.seed, plan, key, f"plan/{field}").standard_normal(shape, np.float32)
+        for field, shape in policy.noise_shapes(policy.acts_in).items()
+    }
 
 
 def _plan(policy: Policy, cfg: EvalConfig, runs: list[_Run]) -> None:
     """One batched plan for all running episodes; an imagined future for those that are filmed."""
     spec = policy.spec
     samples = [run.buffer.sample(spec, run.result.instruction, spec.robot, run.index) for run in runs]
-    noise = np.stack([plan_noise(spec, run.spec, len(run.result.plan_ms)) for run in runs])
+    noise = [plan_noise(policy, run.spec, len(run.result.plan_ms)) for run in runs]
     start = time.perf_counter()
     chunk_BTA = predict_actions(policy, cfg, samples, noise)
     elapsed_ms = (time.perf_counter() - start) * 1e3
-    for run, sample, chunk_TA, noise_TA in zip(runs, samples, chunk_BTA, noise, strict=True):
+    for run, sample, chunk_TA, own_noise in zip(runs, samples, chunk_BTA, noise, strict=True):
         if not np.isfinite(chunk_TA).all():
             raise ValueError(
                 f"the policy planned actions that are not finite (task {run.spec.task!r}, seed {run.spec.seed}, "
@@ -274,37 +276,43 @@ def _plan(policy: Policy, cfg: EvalConfig, runs: list[_Run]) -> None:
             )
         if run.result.film is not None and run.result.film.camera in spec.future_cameras and cfg.imagine:
             frames = imagine(
-                policy, cfg, sample, noise_TA, run.result.film.camera, seed=run.spec.seed + run.result.steps
+                policy, cfg, sample, own_noise, run.result.film.camera, seed=run.spec.seed + run.result.steps
             )
             run.result.film.imagined.append(Imagined(run.result.steps, frames))
         run.queue.put(run.now_s, spec.dt_s, chunk_TA)
         run.result.plan_ms.append(elapsed_ms)
 
 
-def predict_actions(policy: Policy, cfg: EvalConfig, samples: Sequence[Sample], noise_BTA: np.ndarray) -> np.ndarray:
-    """Plans (B, T, A) float32 for observations, from given noise."""
+def predict_actions(
+    policy: Policy, cfg: EvalConfig, samples: Sequence[Sample], noise: Sequence[dict[str, np.ndarray]]
+) -> np.ndarray:
+    """Plans (B, T, A) float32 for observations, each from its noise (see plan_noise)."""
     prediction = policy.predict(
         collate(samples),
-        mode="policy",
-        noise={"action": torch.from_numpy(noise_BTA)},
+        mode=policy.acts_in,
+        noise=_stacked(noise),
         generator=torch.Generator().manual_seed(cfg.seed),  # for samplers that draw on the way; flow does not
         guidance=cfg.guidance or None,
         steps=cfg.steps or None,
     )
-    assert prediction.action is not None  # mode "policy" is the mode that gives actions
+    assert prediction.action is not None  # both modes to act in give actions
     return prediction.action.float().cpu().numpy()
 
 
 def imagine(
-    policy: Policy, cfg: EvalConfig, sample: Sample, noise_TA: np.ndarray, camera: str, *, seed: int
+    policy: Policy, cfg: EvalConfig, sample: Sample, noise: dict[str, np.ndarray], camera: str, *, seed: int
 ) -> np.ndarray:
-    """The frames (F, H, W, 3) uint8 that the policy expects, jointly with the plan that starts from `noise_TA`."""
+    """The frames (F, H, W, 3) uint8 that the policy expects, jointly with the plan that starts from `noise`."""
     prediction = policy.predict(
         collate([sample]),
         mode="joint",
-        noise={"action": torch.from_numpy(noise_TA[None])},
+        noise=_stacked([noise]),
         generator=torch.Generator().manual_seed(seed),
         guidance=cfg.guidance or None,
         steps=cfg.steps or None,
     )
     return policy.decode(prediction.future_latent[camera][0]).cpu().numpy()
+
+
+def _stacked(noise: Sequence[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
+    return {field: torch.from_numpy(np.stack([one[field] for one in noise])) for field in noise[0]}

@@ -70,14 +70,31 @@ def test_any_order_and_any_part_of_the_list_gives_the_same_episodes():
 
 
 def test_plan_noise_is_a_function_of_its_key():
-    spec, one = fakes.spec(), EpisodeSpec("left", 1)
-    np.testing.assert_array_equal(plan_noise(spec, one, 0), plan_noise(spec, one, 0))
+    policy, one = fakes.FakePolicy(), EpisodeSpec("left", 1)
+    first = plan_noise(policy, one, 0)["action"]
+    np.testing.assert_array_equal(first, plan_noise(policy, one, 0)["action"])
     others = [
-        plan_noise(spec, one, 1),
-        plan_noise(spec, EpisodeSpec("left", 2), 0),
-        plan_noise(spec, EpisodeSpec("right", 1), 0),
+        plan_noise(policy, one, 1),
+        plan_noise(policy, EpisodeSpec("left", 2), 0),
+        plan_noise(policy, EpisodeSpec("right", 1), 0),
     ]
-    assert all(not np.array_equal(plan_noise(spec, one, 0), other) for other in others)
+    assert all(not np.array_equal(first, other["action"]) for other in others)
+
+
+@pytest.mark.parametrize("acts_in", ["policy", "joint"])
+def test_a_policy_acts_in_its_mode_from_noise_for_all_that_it_denoises(acts_in):
+    asked = []
+
+    class Watched(fakes.FakePolicy):
+        def predict(self, obs, *, mode="policy", noise=None, **options):
+            asked.append((mode, {field: tuple(x.shape) for field, x in noise.items()}))
+            return super().predict(obs, mode=mode, noise=noise, **options)
+
+    policy = Watched()
+    policy.acts_in = acts_in
+    rollout(policy, config(num_envs=2), EPISODES[:2])
+    shapes = {field: (2, *shape) for field, shape in policy.noise_shapes(acts_in).items()}
+    assert asked[0] == (acts_in, shapes) and {mode for mode, _ in asked} == {acts_in}
 
 
 def test_truncation_is_not_termination():
@@ -243,7 +260,7 @@ def test_actions_are_those_of_the_queue(monkeypatch):
     while not done:
         buffer.push(step * 0.1, observation)
         if step % 3 == 0:
-            noise = plan_noise(policy.spec, spec, step // 3)
+            noise = plan_noise(policy, spec, step // 3)["action"]
             import torch
 
             batch = collate([buffer.sample(policy.spec, "go left", "fake")])
