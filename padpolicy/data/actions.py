@@ -38,7 +38,7 @@ class ActionSpec:
     gripper: str = "none"  # "binary", "continuous" or "none"; the last dimension
     units: list[str] = field(default_factory=list)  # one per dimension, for people: "m", "rad", "1"
     scale: list[float] = field(default_factory=list)  # SI units per unit (0.02: a 1 moves 2 cm)
-    gripper_range: list[float] = field(default_factory=lambda: [0.0, 1.0])  # values of a binary gripper
+    gripper_range: list[float] = field(default_factory=lambda: [0.0, 1.0])  # values of a binary gripper: closed, open
 
     def __post_init__(self) -> None:
         self.names, self.units, self.scale = (
@@ -68,6 +68,8 @@ class ActionSpec:
                 raise ValueError(f"action {name} has {n} entries for {self.dim} names {self.names}.")
         if not self.dt_s > 0:
             raise ValueError(f"action dt_s is {self.dt_s}; expected seconds, more than 0.")
+        if len(set(self.gripper_range)) != 2 or len(self.gripper_range) != 2 or not np.isfinite(self.gripper_range).all():
+            raise ValueError(f"action gripper_range is {self.gripper_range}; expected two values that differ.")
 
     @property
     def dim(self) -> int:
@@ -94,6 +96,14 @@ class ActionSpec:
         """Per dimension "position", "rotation" or "gripper"."""
         counts = (self.n_position, ROTATION_DIMS[self.rotation], int(self.gripper != "none"))
         return [role for role, n in zip(("position", "rotation", "gripper"), counts, strict=True) for _ in range(n)]
+
+    def gripper_is_outside(self, action_NA: np.ndarray) -> np.ndarray:
+        """(N,) bool: where a binary gripper is beyond its two values; between them it may be."""
+        if self.gripper != "binary":
+            return np.zeros(len(action_NA), bool)
+        low, high = sorted(self.gripper_range)
+        slack = 1e-3 * (high - low)  # float32
+        return (action_NA[:, -1] < low - slack) | (action_NA[:, -1] > high + slack)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; `from_dict` is its inverse."""

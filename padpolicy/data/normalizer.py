@@ -2,9 +2,10 @@
 
 Every dimension is (x - center) * scale; how center and scale come about depends on what the dimension is:
 
-    position-like     quantiles 1 % and 99 % go to -1 and 1 (nothing is clipped: the inverse is exact)
+    position-like     quantiles 1 % and 99 % go to -1 and 1 (nothing is clipped: the inverse is exact), unless rows lie
+                      so far outside that they would pass -5 or 5: then the farthest goes there
     rotation          about zero, by one factor for the whole rotation; 6d, sines, cosines, quaternions stay as they are
-    binary gripper    its two values go to -1 and 1, whatever the data hold
+    binary gripper    its two values go to -1 and 1, the smaller one to -1
     constant          goes to 0, with scale 1
 """
 
@@ -21,6 +22,7 @@ from torch import Tensor
 from padpolicy.data.actions import ActionSpec
 
 _CONSTANT = 1e-6  # a smaller range, in the field's units, is no motion
+_FAR = 5.0  # the farthest row: what moves less often than the quantiles see would lie at 1e4, in units of sensor jitter
 _UNIT = re.compile(r"(^|_)(sin|cos|quat|q[wxyz]|rot6d|r6d|6d)(\d*)($|_)")
 _ANGLE = re.compile(r"(^|_)(yaw|pitch|roll|rotvec|rx|ry|rz)(\d*)($|_)")
 
@@ -41,7 +43,8 @@ class Normalizer:
     ) -> Normalizer:
         """Args: data: robot -> {"action": (N, A), "proprio": (N, P)}, all rows to learn from, real units.
 
-        Raises:  ValueError for NaN, for no rows, and where names and columns differ in number.
+        Raises:  ValueError for NaN, for no rows, where names and columns differ in number, and for a binary gripper
+                 beyond its two values.
         """
         roles = {"action": _action_roles(action_spec), "proprio": [_proprio_role(name) for name in proprio_names]}
         grippers = {"action": action_spec.gripper_range}
@@ -58,6 +61,13 @@ class Normalizer:
                     row, column = np.argwhere(~np.isfinite(rows))[0]
                     raise ValueError(
                         f"normaliser of robot {robot!r}: {name}[{row}, {column}] is NaN or infinite. "
+                        "padpolicy validate names the episode."
+                    )
+                if name == "action" and (outside := action_spec.gripper_is_outside(rows)).any():
+                    row = int(np.argmax(outside))
+                    raise ValueError(
+                        f"normaliser of robot {robot!r}: action[{row}, {rows.shape[1] - 1}] is {rows[row, -1]:g}, but the "
+                        f"binary gripper is declared as gripper_range {action_spec.gripper_range}. Correct one of them; "
                         "padpolicy validate names the episode."
                     )
                 stats.setdefault(robot, {})[name] = _fit_field(rows, roles[name], grippers.get(name))
@@ -138,14 +148,17 @@ def _fit_field(rows: np.ndarray, roles: list[str], gripper_range: Sequence[float
     low, high = np.quantile(rows, [0.01, 0.99], axis=0)
     rare = high - low < _CONSTANT  # a dimension that moves in less than one row of a hundred still moves
     low, high = np.where(rare, rows.min(0), low), np.where(rare, rows.max(0), high)
-    center, scale = (low + high) / 2, 2 / np.where(high - low < _CONSTANT, 2.0, high - low)
+    center = (low + high) / 2
+    span = np.maximum(high - low, np.maximum(rows.max(0) - center, center - rows.min(0)) * 2 / _FAR)
+    scale = 2 / np.where(span < _CONSTANT, 2.0, span)
     is_rotation = np.array([role == "rotation" for role in roles])
     if is_rotation.any():
-        reach = float(np.maximum(np.abs(low), np.abs(high))[is_rotation].max())
+        reach = np.maximum(np.maximum(np.abs(low), np.abs(high)), np.abs(rows).max(0) / _FAR)
+        reach = float(reach[is_rotation].max())
         center[is_rotation], scale[is_rotation] = 0, 1 / reach if reach > _CONSTANT else 1
     is_unit = np.array([role == "unit" for role in roles])
     center[is_unit], scale[is_unit] = 0, 1
     if gripper_range is not None and "binary" in roles:
-        closed, opened = gripper_range
-        center[roles.index("binary")], scale[roles.index("binary")] = (closed + opened) / 2, 2 / (opened - closed)
+        low, high = sorted(gripper_range)
+        center[roles.index("binary")], scale[roles.index("binary")] = (low + high) / 2, 2 / (high - low)
     return {"center": center.tolist(), "scale": scale.tolist()}

@@ -88,6 +88,13 @@ def test_roles_and_json_round_trip():
     assert ActionSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
 
 
+def test_a_binary_gripper_may_be_between_its_values_not_beyond():
+    spec = ActionSpec("delta", ["x", "gripper"], 0.1, gripper="binary", gripper_range=[1, -1])
+    rows = np.array([[9, -1], [9, 1], [9, 0.3], [9, 1.0001], [9, 1.1], [9, -2]])
+    assert spec.gripper_is_outside(rows).tolist() == [False] * 4 + [True] * 2
+    assert not ActionSpec("delta", ["x", "gripper"], 0.1, gripper="continuous").gripper_is_outside(rows).any()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -96,6 +103,8 @@ def test_roles_and_json_round_trip():
         ({"scale": [1.0]}, "action scale has 1 entries for 2"),
         ({"dt_s": 0}, "dt_s is 0"),
         ({"frame": "tool"}, "frame 'tool' needs x, y, z"),
+        ({"gripper_range": [1, 1]}, "gripper_range is [1.0, 1.0]; expected two values that differ"),
+        ({"gripper_range": [0, 1, 2]}, "gripper_range is [0.0, 1.0, 2.0]; expected two values"),
         ({"colour": 1}, "unknown entries ['colour']"),
     ],
 )

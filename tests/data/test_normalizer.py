@@ -1,6 +1,7 @@
 """Normaliser: it undoes itself, and each kind of dimension is scaled as it should be."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -51,6 +52,24 @@ def test_a_gripper_that_never_moved_is_scaled_like_one_that_did():
     assert (entry["center"][3], entry["scale"][3]) == (0.5, 2.0)
 
 
+def test_a_grippers_values_go_to_minus_one_and_one_in_either_order():
+    data = make_data()
+    for values in ([0.0, 1.0], [1.0, 0.0]):
+        spec = replace(SPEC, gripper_range=values)
+        normalizer = Normalizer.from_json(Normalizer.fit({"arm": data}, spec, PROPRIO).to_json())
+        action = normalizer.normalize("action", torch.tensor(data["action"]), ["arm"] * 500)
+        assert torch.equal(action[:, 3].double(), torch.tensor(data["action"][:, 3]) * 2 - 1)
+
+
+def test_a_gripper_beyond_its_values_is_refused():
+    data = make_data()
+    data["action"][:, 3] = data["action"][:, 3] * 2 - 1
+    first = int(np.argmin(data["action"][:, 3]))
+    with pytest.raises(ValueError, match=rf"action\[{first}, 3\] is -1, but .* gripper_range \[0.0, 1.0\]"):
+        Normalizer.fit({"arm": data}, SPEC, PROPRIO)
+    Normalizer.fit({"arm": data}, replace(SPEC, gripper_range=[1.0, -1.0]), PROPRIO)
+
+
 def test_6d_rotations_are_left_alone():
     spec = ActionSpec("absolute", ["x", *"abcdef"], 0.1, rotation="6d")
     entry = Normalizer.fit({"arm": {"action": np.random.default_rng(0).normal(size=(50, 7))}}, spec).stats["arm"][
@@ -66,9 +85,18 @@ def test_rare_motion_is_not_constant():
     assert entry["scale"][0] == 2 / 5
 
 
+def test_rare_motion_beside_jitter_stays_in_reach():
+    rows = np.random.default_rng(0).normal(0, 1e-5, (1008, 4))
+    rows[:8, [0, 2]] = 0.4
+    rows[:, 3] = 0
+    scale = np.array(Normalizer.fit({"arm": {"action": rows}}, SPEC).stats["arm"]["action"]["scale"])
+    np.testing.assert_allclose(scale[[0, 2]] * 0.4, 5, rtol=1e-3)
+    assert scale[1] * rows[:, 1].std() > 0.3  # jitter alone is all there is to see
+
+
 def test_rows_use_their_own_robot_and_absent_rows_need_none():
     a, b = make_data(), make_data()
-    b["action"] = b["action"] * 10
+    b["action"] = b["action"] * [10, 10, 10, 1]
     normalizer = Normalizer.fit({"a": a, "b": b}, SPEC, PROPRIO)
     x = torch.full((3, 2, 4), 0.5)
     x[2] = float("nan")
@@ -85,7 +113,9 @@ def test_json_round_trip():
 
 def test_a_missing_or_damaged_statistic_is_an_error():
     normalizer = Normalizer.fit({"arm": make_data()}, SPEC, PROPRIO)
-    with pytest.raises(ValueError, match=r"no statistic for \(robot 'leg', field 'action'\); there are: \(arm, action\)"):
+    with pytest.raises(
+        ValueError, match=r"no statistic for \(robot 'leg', field 'action'\); there are: \(arm, action\)"
+    ):
         normalizer.normalize("action", torch.zeros(1, 4), ["leg"])
     with pytest.raises(ValueError, match="has 5 dims; its statistic has 4"):
         normalizer.normalize("action", torch.zeros(1, 5), ["arm"])
