@@ -16,6 +16,7 @@ meta/, then `n_episodes` by an atomic rename. Rows behind the last committed end
 append overwrites; arrays *shorter* than that end are errors. A chunk that already holds committed rows is replaced as
 a whole (zarr's LocalStore renames a finished file over it), so a process killed anywhere harms no committed row.
 One process writes at a time, guarded by a lock that the operating system drops when the process dies.
+What a *power cut* leaves is up to the file system: rows are not forced to disk before `n_episodes` is.
 
 Every array of format 3 carries a crc32c per chunk. Format 2, for older readers, has none. Chunks that are missing
 are errors too: zarr would read them as zeros.
@@ -23,6 +24,7 @@ are errors too: zarr would read them as zeros.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -53,10 +55,15 @@ META = {
 _BLOSC = numcodecs.Blosc()  # decodes whatever blosc wrote
 _META_CHUNK = 4096  # episodes
 _CHUNK_BYTES = 600_000  # of decoded frames: a single random frame stays cheap, and files stay few
+_OWN_RECORDINGS = "Store.create and Store.append (docs/data.md)"
 
 
 class StoreError(ValueError):
     """A store that cannot be used as asked. The message says where, what was expected and what to do."""
+
+
+class LockedError(StoreError):
+    """Another process is writing."""
 
 
 @dataclass
@@ -129,6 +136,8 @@ class Store:
         if mode not in ("r", "a"):
             raise StoreError(f"mode {mode!r}: expected 'r' (read) or 'a' (append).")
         self.path, self.mode, self.cache_bytes = Path(path), mode, cache_bytes
+        if mode == "a" and not self.path.is_dir():
+            raise StoreError(f"{self.path}: there is no store to append to; create it first.")
         self._lock_file = lock(self.path) if mode == "a" else None
         try:
             self._open()
@@ -136,8 +145,7 @@ class Store:
             self.close()
             raise
         if mode == "a":
-            for leftover in self.path.rglob("*.partial"):  # of a write that was killed before its rename
-                leftover.unlink(missing_ok=True)
+            remove_leftovers(self.path, "data", "meta")  # latents/ has locks of its own
 
     @classmethod
     def create(cls, path: str | Path, spec: StoreSpec, zarr_format: int = 3) -> Store:
@@ -173,7 +181,7 @@ class Store:
             raise StoreError(f"{self.path}: {errors[0].where}: {errors[0].message}{more}")
         self.group: zarr.Group = group
         self.n_episodes: int = self.attrs["n_episodes"]
-        self.meta = {name: self.group[f"meta/{name}"][: self.n_episodes] for name in META}
+        self.meta = {name: read_meta(self.path, self.group[f"meta/{name}"], self.n_episodes) for name in META}
         self._arrays: dict[str, zarr.Array] = {}
         self._chunk_rows: dict[str, int] = {}
         self._chunks: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
@@ -443,7 +451,7 @@ def open_checked(path: str | Path) -> tuple[zarr.Group | None, dict[str, Any], l
         return (
             None,
             {},
-            [Finding("error", str(path), f"{reason}; expected a store made by padpolicy collect or convert.")],
+            [Finding("error", str(path), f"{reason}; expected a store made by padpolicy collect or {_OWN_RECORDINGS}.")],
         )
     try:
         group = zarr.open_group(path, mode="r+" if os.access(path, os.W_OK) else "r")
@@ -452,7 +460,7 @@ def open_checked(path: str | Path) -> tuple[zarr.Group | None, dict[str, Any], l
         return None, {}, [Finding("error", "attributes", f"the store's metadata cannot be read ({error}). Restore it.")]
     needed = ("schema_version", "n_episodes", "robot", "renderer", "fields", "cameras", "tasks")
     if missing := [name for name in needed if name not in attrs]:
-        message = f"{missing} are missing: this is zarr, but not a padpolicy store. Convert it with padpolicy convert."
+        message = f"{missing} are missing: this is zarr, but not a padpolicy store. Make one with {_OWN_RECORDINGS}."
         return group, attrs, [Finding("error", "attributes", message)]
     if attrs["schema_version"] != SCHEMA_VERSION:
         message = f"schema_version is {attrs['schema_version']}; this padpolicy reads {SCHEMA_VERSION}."
@@ -476,11 +484,11 @@ def open_checked(path: str | Path) -> tuple[zarr.Group | None, dict[str, Any], l
             found.append(Finding("error", f"meta/{name}", message))
     rows = 0
     ends_array = meta["episode_ends"]
-    if not found and n and ends_array is not None:
+    if n and ends_array is not None and not any(finding.where == "meta/episode_ends" for finding in found):
         try:
-            ends = ends_array[:n]
-        except Exception as error:
-            return group, attrs, [Finding("error", "meta/episode_ends", f"it cannot be read ({error}). Restore it.")]
+            ends = read_meta(path, ends_array, n)
+        except StoreError as error:
+            return group, attrs, [*found, Finding("error", "meta/episode_ends", str(error))]
         steps = np.diff(ends, prepend=0)
         if (steps <= 0).any():
             i = int(np.argmax(steps <= 0))
@@ -519,6 +527,28 @@ def open_checked(path: str | Path) -> tuple[zarr.Group | None, dict[str, Any], l
     return group, attrs, found
 
 
+def read_meta(path: Path, array: zarr.Array, n: int) -> np.ndarray:
+    """The entries of the first `n` episodes in an array of meta/, verified.
+
+    Raises:  StoreError naming episodes and file.
+    """
+    parts = [array[:0]]
+    for chunk in range(-(-n // array.chunks[0])):
+        start = chunk * array.chunks[0]
+        stop = min(start + array.chunks[0], n)
+        file = path / array.path / array.metadata.encode_chunk_key((chunk,))
+        try:
+            if not file.is_file():
+                raise FileNotFoundError("the chunk's file is missing")
+            parts.append(array[start:stop])
+        except Exception as error:  # as in `read_chunk`
+            raise StoreError(
+                f"episodes {start}..{stop - 1} of {array.path} cannot be read: {_reason(error)}. Restore {file} from "
+                "a copy, or rebuild the store."
+            ) from error
+    return np.concatenate(parts)
+
+
 def read_chunk(path: Path, array: zarr.Array, chunk: int, n_rows: int, episode_ends: np.ndarray) -> np.ndarray:
     """Chunk number `chunk` of an array as far as it is committed, decoded and verified.
 
@@ -538,8 +568,12 @@ def read_chunk(path: Path, array: zarr.Array, chunk: int, n_rows: int, episode_e
         last = int(np.searchsorted(episode_ends, stop - 1, side="right"))
         raise StoreError(
             f"{array.path}: rows {start}..{stop - 1} (episode {episode}, step {start - first}, to episode {last}) "
-            f"cannot be read: {str(error).split('. Stored')[0]}. Restore {file} from a copy, or rebuild the store."
+            f"cannot be read: {_reason(error)}. Restore {file} from a copy, or rebuild the store."
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    return str(error).split(". Stored")[0]  # zarr goes on with the two checksums
 
 
 def _decode_ours(array: zarr.Array, file: Path) -> np.ndarray | None:
@@ -571,21 +605,34 @@ def write_attrs(group_path: Path, attrs: dict[str, Any]) -> None:
     os.replace(temporary, file)
 
 
+def remove_leftovers(folder: Path, *below: str) -> None:
+    """Deletes what writes left that were killed before their rename: in a folder, and anywhere in those `below` it.
+
+    Only whoever holds the lock of them may.
+    """
+    leftovers = [*folder.glob("*.partial"), *(file for name in below for file in (folder / name).rglob("*.partial"))]
+    for leftover in leftovers:
+        leftover.unlink(missing_ok=True)
+
+
 def lock(path: Path) -> IO[str]:
     """Takes the writer's lock of a store or a part of it; closing the stream gives it back.
 
     The operating system drops it when this process ends, however it ends: no lock is ever stale.
+
+    Raises:  LockedError if another process has it.
     """
-    if not path.is_dir():
-        raise StoreError(f"{path}: there is no store to append to; create it first.")
     stream = open(path / ".lock", "a+", encoding="utf-8")  # noqa: SIM115  held open for as long as the store is
     try:
         _lock_exclusively(stream)
-    except OSError:
+    except OSError as error:
+        if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            stream.close()
+            raise StoreError(f"{path}: its file system has no locks ({error.strerror}). Keep it on another.") from error
         stream.seek(0)
         pid = stream.read().strip() or "unknown"
         stream.close()
-        raise StoreError(
+        raise LockedError(
             f"{path} is being written by process {pid}. One process writes at a time: wait for it, or stop it."
         ) from None
     stream.seek(0)

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import zarr
 
-from padpolicy.data.store import META, Finding, StoreError, open_checked, read_chunk
+from padpolicy.data.actions import ActionSpec
+from padpolicy.data.store import META, Finding, StoreError, open_checked, read_chunk, read_meta
 
 _IRREGULAR = 0.5  # share of the usual step by which a step may differ before it is reported
 
@@ -29,19 +30,19 @@ def validate(path: str | Path, progress: Callable[[float], None] | None = None) 
     if group is None or "n_episodes" not in attrs or any(f.where in ("attributes", "meta/episode_ends") for f in found):
         return found
     damaged = {finding.where for finding in found if finding.level == "error"}
-    if f"meta/{next(iter(META))}" in damaged:
-        return found
     n = attrs["n_episodes"]
-    ends = group["meta/episode_ends"][:n]
+    ends = read_meta(path, group["meta/episode_ends"], n)
     n_rows = int(ends[-1]) if n else 0
     if n == 0:
         found.append(Finding("warning", "n_episodes", "the store holds no episode yet."))
-    found += _check_episodes(group, attrs, n, damaged)
+    found += _check_episodes(path, group, attrs, n, damaged)
     names = [*attrs["fields"], "timestamp"]
+    spec = None
+    if "action" in attrs["fields"] and "fields/action" not in damaged:
+        spec = ActionSpec.from_dict(attrs["fields"]["action"])
     for i, name in enumerate(names):
         if f"data/{name}" not in damaged and f"fields/{name}" not in damaged:
-            has_actions = "action" in attrs["fields"]  # videos may have any frame rate
-            found += _check_rows(path, group[f"data/{name}"], name, n_rows, ends, has_actions)
+            found += _check_rows(path, group[f"data/{name}"], name, n_rows, ends, spec)
         if progress:
             progress((i + 1) / len(names))
     tail = {
@@ -85,16 +86,16 @@ def _check_videos(folder: Path) -> list[Finding]:
     return found
 
 
-def _check_episodes(group: zarr.Group, attrs: dict, n: int, damaged: set[str]) -> list[Finding]:
+def _check_episodes(path: Path, group: zarr.Group, attrs: dict, n: int, damaged: set[str]) -> list[Finding]:
     found = []
     meta = {}
     for name in META:
         if f"meta/{name}" in damaged:
             continue
         try:
-            meta[name] = group[f"meta/{name}"][:n]
-        except Exception as error:
-            found.append(Finding("error", f"meta/{name}", f"it cannot be read ({error}). Restore it from a copy."))
+            meta[name] = read_meta(path, group[f"meta/{name}"], n)
+        except StoreError as error:
+            found.append(Finding("error", f"meta/{name}", str(error)))
     if "episode_task" in meta:
         for i in np.flatnonzero((meta["episode_task"] >= len(attrs["tasks"])) | (meta["episode_task"] < -1)):
             message = (
@@ -117,11 +118,11 @@ def _check_episodes(group: zarr.Group, attrs: dict, n: int, damaged: set[str]) -
 
 
 def _check_rows(
-    path: Path, array: zarr.Array, name: str, n_rows: int, ends: np.ndarray, has_actions: bool
+    path: Path, array: zarr.Array, name: str, n_rows: int, ends: np.ndarray, spec: ActionSpec | None
 ) -> list[Finding]:
-    """Reads all committed rows of an array, chunk by chunk."""
+    """Reads all committed rows of an array, chunk by chunk. `spec` is that of the store's actions, if it has any."""
     found, timestamps, where = [], [], f"data/{name}"
-    blank = np.zeros(n_rows, bool)
+    blank, outside = np.zeros(n_rows, bool), np.zeros(n_rows, bool)
     for chunk in range(-(-n_rows // array.chunks[0])):
         first = chunk * array.chunks[0]
         try:
@@ -140,8 +141,16 @@ def _check_rows(
             blank[first : first + len(rows)] = (flat == flat[:, :1]).all(1)
         if name == "timestamp":
             timestamps.append(rows)
-    if name == "timestamp" and timestamps:
-        found += _check_timestamps(np.concatenate(timestamps), ends, irregular=has_actions)
+        if name in ("action", "executed") and spec is not None:
+            outside[first : first + len(rows)] = spec.gripper_is_outside(rows)
+    if name == "timestamp" and timestamps:  # videos may have any frame rate
+        found += _check_timestamps(np.concatenate(timestamps), ends, irregular=spec is not None)
+    if spec is not None and outside.any():
+        message = (
+            f"from here on {int(outside.sum())} of {n_rows} rows have the binary gripper beyond gripper_range "
+            f"{spec.gripper_range}. Correct gripper_range in the attributes, or the data."
+        )
+        found.append(Finding("error", f"{where}, {_place(int(np.argmax(outside)), ends)}", message))
     for i, (start, stop) in enumerate(zip(np.r_[0, ends][:-1], ends, strict=True)):
         if blank[start:stop].all():
             kind = "invalid" if name.startswith("depth") else "one colour"

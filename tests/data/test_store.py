@@ -14,6 +14,7 @@ import pytest
 import zarr
 
 from padpolicy.data.store import Episode, Store, StoreError
+from padpolicy.data.validate import validate
 
 
 @pytest.mark.parametrize("zarr_format", [3, 2])
@@ -109,6 +110,14 @@ def test_bad_episodes_are_refused_and_leave_no_trace(new_store, build, spoil, me
         assert store.n_episodes == 1 and store.array("action").shape[0] == store.n_rows
 
 
+def test_the_example_of_the_docs_makes_a_store(tmp_path, monkeypatch):
+    document = Path(__file__).parents[2] / "docs" / "data.md"
+    monkeypatch.chdir(tmp_path)
+    exec(document.read_text().split("```python\n")[1].split("```")[0], {})
+    assert Store.open("mine.zarr").task_of(0)["name"] == "push the cube"
+    assert not [finding for finding in validate("mine.zarr") if finding.level == "error"]
+
+
 def test_a_tail_is_ignored_and_overwritten(new_store, build):
     path = new_store(2)
     group = zarr.open_group(path)
@@ -159,6 +168,18 @@ def test_kill_9_at_random_moments_of_appending_harms_no_committed_row(new_store,
             build.assert_same(store.episode(i), build.episode(i, build.spec()))
     Store.open(path, "a").close()
     assert not list(path.rglob("*.partial"))
+
+
+def test_appending_clears_what_its_own_lock_guards(new_store):
+    """latents/ may be in the middle of a write by another process."""
+    path = new_store(1)
+    (path / "latents" / "abc").mkdir(parents=True)
+    mine = [path / "zarr.json.7.partial", path / "data/action/c.0.7.partial", path / "meta/episode_id/c.7.partial"]
+    theirs = path / "latents/abc/zarr.json.7.partial"
+    for file in [*mine, theirs]:
+        file.write_text("")
+    Store.open(path, "a").close()
+    assert list(path.rglob("*.partial")) == [theirs]
 
 
 def test_create_refuses_to_overwrite(new_store, build):

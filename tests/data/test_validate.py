@@ -73,14 +73,15 @@ def test_a_missing_camera(new_store):
 def test_a_missing_array(new_store):
     path = new_store(2)
     (path / "data/proprio/zarr.json").unlink()
-    assert errors(path)[0].startswith("proprio: the array is missing") or "data/proprio" in errors(path)[0]
+    assert errors(path) == ["data/proprio: the array is missing. Restore it, or record the data again."]
     with pytest.raises(StoreError, match="proprio"):
         Store.open(path)
 
 
-@pytest.mark.parametrize(
-    "name", ["data/rgb_front", "data/depth_front", "data/action", "data/timestamp", "meta/episode_id"]
-)
+META = ["meta/episode_ends", "meta/episode_task", "meta/episode_id"]
+
+
+@pytest.mark.parametrize("name", ["data/rgb_front", "data/depth_front", "data/action", "data/timestamp", *META])
 def test_a_flipped_bit_anywhere(new_store, name):
     path = new_store(3, length=10)
     file, rng = chunk_file(path, name), np.random.default_rng(0)
@@ -90,6 +91,9 @@ def test_a_flipped_bit_anywhere(new_store, name):
         bad[rng.integers(len(bad))] ^= 1 << rng.integers(8)
         file.write_bytes(bad)
         assert any(message.startswith(name) for message in errors(path))
+        if name in META:
+            with pytest.raises(StoreError, match=f"episodes 0..2 of {name} cannot be read: .*Restore {file}"):
+                Store.open(path)
 
 
 def test_a_flipped_bit_says_where_and_which_file(new_store):
@@ -118,10 +122,12 @@ def test_a_truncated_chunk(new_store, keep):
 
 
 @pytest.mark.parametrize("zarr_format", [2, 3])
-def test_a_chunk_that_is_gone_is_not_read_as_zeros(new_store, zarr_format):
+@pytest.mark.parametrize("name", ["data/depth_front", *META])
+def test_a_chunk_that_is_gone_is_not_read_as_zeros(new_store, name, zarr_format):
     path = new_store(3, zarr_format=zarr_format)
-    chunk_file(path, "data/depth_front").unlink()
-    assert "the chunk's file is missing" in errors(path)[0]
+    chunk_file(path, name).unlink()
+    (message,) = errors(path)
+    assert message.startswith(name) and "the chunk's file is missing" in message
     with pytest.raises(StoreError, match="the chunk's file is missing"):
         Store.open(path).read("depth_front", 0, 1)
 
@@ -162,6 +168,21 @@ def test_tail_tasks_ids_and_attributes(new_store):
     assert errors(path) == ["attributes: schema_version is 99; this padpolicy reads 1."]
     (path / "zarr.json").write_text("{")
     assert "metadata cannot be read" in errors(path)[0]
+
+
+def test_a_gripper_beyond_its_two_values(new_store):
+    path = new_store(3, length=10)
+    edit_attrs(path, lambda attrs: attrs["fields"]["action"].update(gripper_range=[1.0, -1.0]))
+    assert errors(path) == []
+    zarr.open_group(path)["data/action"][14:17, 3] = -1.5
+    assert errors(path) == [
+        "data/action, episode 1, step 4: from here on 3 of 30 rows have the binary gripper beyond gripper_range "
+        "[1.0, -1.0]. Correct gripper_range in the attributes, or the data."
+    ]
+    edit_attrs(path, lambda attrs: attrs["fields"]["action"].update(gripper_range=[1.0, 1.0]))
+    assert errors(path) == [
+        "fields/action: action gripper_range is [1.0, 1.0]; expected two values that differ.",
+    ]
 
 
 def test_no_store_at_all(tmp_path):
