@@ -18,7 +18,7 @@ import torch
 import zarr
 
 from padpolicy.data.letterbox import letterbox
-from padpolicy.data.store import Store, StoreError, create_rows, lock, open_array, write_attrs
+from padpolicy.data.store import Store, StoreError, create_rows, lock, open_array, remove_leftovers, write_attrs
 
 _FRAMES = 64  # encoded at once, and committed at once
 
@@ -44,7 +44,8 @@ def encode_store(
     Args:    image_size: letterbox to this many pixels first, where the store has others; 0 leaves pictures as they are.
              progress: is called with (frames done, frames in all).
     Returns: how many frames were encoded now.
-    Raises:  StoreError if another process encodes this store with the same encoder, or the pixels are damaged.
+    Raises:  StoreError if another process encodes this store with the same encoder, the pixels are damaged, or the
+             latents cannot be written.
     """
     store = Store.open(path)
     cameras = [camera for camera in cameras if f"rgb_{camera}" in store.fields]
@@ -55,13 +56,21 @@ def encode_store(
     if done == total:
         return 0
     root = zarr.open_group(store.path, mode="r+")
-    for camera in cameras:
-        root.require_group(groups[camera])
-        with lock(store.path / groups[camera]):
-            for n_new in _encode_camera(store, root[groups[camera]], encoder, camera, image_size):
-                done += n_new
-                if progress:
-                    progress(done, total)
+    try:
+        for camera in cameras:
+            root.require_group(groups[camera])
+            folder = store.path / groups[camera]
+            with lock(folder):
+                remove_leftovers(folder, f"latent_{camera}")
+                for n_new in _encode_camera(store, root[groups[camera]], encoder, camera, image_size):
+                    done += n_new
+                    if progress:
+                        progress(done, total)
+    except OSError as error:
+        raise StoreError(
+            f"{store.path}: the latents cannot be written beside the pixels ({error}). Take data.cache_latents=false, "
+            "which encodes frames anew whenever they are used, or train from a copy of the store elsewhere."
+        ) from error
     return done - before
 
 

@@ -59,6 +59,24 @@ def test_other_sizes_are_kept_apart(new_store):
     np.testing.assert_array_equal(store.read(name, 0, 5), expected.astype(np.float16))
 
 
+def test_a_store_that_cannot_be_written_says_what_to_do(new_store):
+    path = new_store(1)
+    (path / "latents").write_text("in the way")  # permissions do not stop root, who runs some tests
+    with pytest.raises(StoreError, match="cannot be written beside the pixels .*data.cache_latents=false"):
+        encode_store(path, Encoder(), ["front"])
+
+
+def test_encoding_clears_what_a_killed_one_left(new_store):
+    path = new_store(1)
+    encode_store(path, Encoder(), ["front"], image_size=8)
+    folder = path / "latents/abc_8px"
+    for file in (folder / "zarr.json.7.partial", folder / "latent_wrist/c.7.partial"):
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("")
+    encode_store(path, Encoder(), ["wrist"], image_size=8)
+    assert not list(path.rglob("*.partial"))
+
+
 def test_nan_latents_are_refused(new_store):
     with pytest.raises(StoreError, match="rows 0..63, are NaN"):
         encode_store(new_store(5, length=30), Encoder(bad=True), ["front"])
