@@ -6,7 +6,9 @@
                                                (neither, or files they do not name: those have no caption)
 
 The folder is decoded once into a store of our own in the user's cache, keyed by the files' names, sizes and
-modification times, and read from there like any other. Frames keep the seconds that the file gives them.
+modification times, and read from there like any other. Frames keep the seconds that the file gives them, and stand as
+a player would show them: turned as the file says, with its pixels' aspect ratio. A decoding that was killed goes on
+with the file it was at.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,12 +26,13 @@ from pathlib import Path
 import numpy as np
 
 from padpolicy.data.letterbox import letterbox
-from padpolicy.data.store import Episode, Store, StoreError, StoreSpec, write_attrs
+from padpolicy.data.store import Episode, LockedError, Store, StoreError, StoreSpec, lock, write_attrs
 
 CAMERA = "video"  # the camera's name in the cached store
 SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v")
 MIN_GAP_S = 0.045  # frames nearer in time than this are dropped: 60 frames/s teach no more than 20
-_LAYOUT = 1  # part of the key: raise it when what is cached changes
+_LAYOUT = 2  # part of the key: raise it when what is cached changes
+_LOOK_EVERY_S = 0.5  # at whether another process has finished decoding the same folder: another rank, say
 
 
 def open_folder(folder: str | Path, image_size: int, progress: Callable[[int, int], None] | None = None) -> Store:
@@ -44,8 +48,18 @@ def open_folder(folder: str | Path, image_size: int, progress: Callable[[int, in
         raise StoreError(f"{folder}: neither a store nor a folder with video files ({', '.join(SUFFIXES)}).")
     captions = check_captions(folder)
     path = cache_folder() / f"{folder.name}-{_key(folder, files, captions, image_size)}.zarr"
-    if not path.exists():
-        _decode_all(folder, files, captions, image_size, path, progress)
+    workshop = path.with_name(f"{path.name}.partial")
+    while not path.exists():
+        workshop.mkdir(parents=True, exist_ok=True)
+        try:
+            turn = lock(workshop)
+        except (LockedError, FileNotFoundError):  # another process is at it, or has finished just now
+            time.sleep(_LOOK_EVERY_S)
+            continue
+        with turn:
+            if not path.exists():
+                _decode_all(folder, files, captions, image_size, workshop / "store", path, progress)
+            shutil.rmtree(workshop, ignore_errors=True)
     store = Store.open(path)
     for name, reason in store.attrs["skipped"].items():
         warnings.warn(f"{folder / name} is left out: {reason}", stacklevel=2)
@@ -105,16 +119,17 @@ def decode(file: Path, image_size: int) -> Iterator[tuple[float, np.ndarray]]:
             stream = container.streams.video[0]
             stream.thread_count = 1
             rate = float(stream.average_rate or 0) or 25.0
+            aspect = float(stream.sample_aspect_ratio or 1)  # of a pixel
             for i, frame in enumerate(container.decode(stream)):
                 time_s = i / rate if frame.time is None else float(frame.time)
                 first_s = time_s if first_s is None else first_s
                 if last_s is not None and time_s - last_s < MIN_GAP_S:
                     continue
                 last_s = time_s
-                shrink = image_size / max(frame.width, frame.height)
-                width, height = max(round(frame.width * shrink), 1), max(round(frame.height * shrink), 1)
+                shrink = image_size / max(frame.width * aspect, frame.height)
+                width, height = max(round(frame.width * aspect * shrink), 1), max(round(frame.height * shrink), 1)
                 rgb = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="AREA")
-                yield time_s - first_s, letterbox(rgb, image_size)
+                yield time_s - first_s, letterbox(np.rot90(rgb, round(frame.rotation / 90)), image_size)
     except (av.FFmpegError, IndexError, OSError) as error:
         raise ValueError(f"it cannot be decoded ({error})") from error
     if first_s is None:
@@ -132,38 +147,39 @@ def _decode_all(
     files: list[Path],
     captions: dict[str, str],
     image_size: int,
+    building: Path,
     path: Path,
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    """Decodes into a store beside `path` and renames it when it is complete."""
-    building = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    shutil.rmtree(building, ignore_errors=True)
+    """Decodes the files that the store `building` has not yet, and renames it to `path` when it is complete."""
     skipped: dict[str, str] = {}
-    spec = StoreSpec(cameras={CAMERA: {"size": [image_size, image_size], "intrinsics": None, "extrinsics": None}})
-    with Store.create(building, spec) as store:
+    with _open_or_create(building, image_size) as store:
+        done = {str(name) for name in store.meta["episode_id"]}
         for i, file in enumerate(files):
             name = file.relative_to(folder).as_posix()
-            times_s, frames = [], []
-            try:
-                for time_s, rgb in decode(file, image_size):
-                    times_s.append(time_s)
-                    frames.append(rgb)
-            except ValueError as error:
-                skipped[name] = str(error)
-            else:
-                arrays = {f"rgb_{CAMERA}": np.stack(frames), "timestamp": np.array(times_s)}
-                store.append(Episode(arrays, task=captions.get(name, ""), source=str(folder), id=name))
+            if name not in done:
+                try:
+                    times_s, frames = zip(*decode(file, image_size), strict=True)
+                except ValueError as error:
+                    skipped[name] = str(error)
+                else:
+                    arrays = {f"rgb_{CAMERA}": np.stack(frames), "timestamp": np.array(times_s)}
+                    store.append(Episode(arrays, task=captions.get(name, ""), source=str(folder), id=name))
             if progress:
                 progress(i + 1, len(files))
         write_attrs(building, store.attrs | {"skipped": skipped})
         n_read = store.n_episodes
     if n_read == 0:
-        shutil.rmtree(building)
+        shutil.rmtree(building.parent)
         name, reason = next(iter(skipped.items()))
         raise StoreError(f"{folder}: none of {len(files)} video files can be read; {name}: {reason}.")
+    os.rename(building, path)
+
+
+def _open_or_create(building: Path, image_size: int) -> Store:
     try:
-        os.rename(building, path)
-    except OSError:  # another process was first; its result is the same
-        shutil.rmtree(building)
-        if not path.exists():
-            raise
+        return Store.open(building, "a")
+    except StoreError:  # there is none, or one that something worse than a kill has damaged
+        shutil.rmtree(building, ignore_errors=True)
+    size = {"size": [image_size, image_size], "intrinsics": None, "extrinsics": None}
+    return Store.create(building, StoreSpec(cameras={CAMERA: size}))

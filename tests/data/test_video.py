@@ -2,6 +2,9 @@
 
 import json
 import os
+import struct
+from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 
 import av
 import numpy as np
@@ -11,7 +14,7 @@ from padpolicy.config import DataConfig
 from padpolicy.data.dataset import BatchStream, open_mixture, open_source
 from padpolicy.data.store import StoreError
 from padpolicy.data.validate import validate
-from padpolicy.data.video import CAMERA, cache_folder, open_folder
+from padpolicy.data.video import CAMERA, cache_folder, decode, open_folder
 
 CFG = {"image_size": 16, "cameras": ["front"], "depth_cameras": [], "future_depth_cameras": [], "val_fraction": 0.0}
 
@@ -27,12 +30,34 @@ def write_video(path, times_s, width=32, height=32) -> None:
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=30)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        stream.codec_context.time_base = stream.time_base = __import__("fractions").Fraction(1, 1000)
+        stream.codec_context.time_base = stream.time_base = Fraction(1, 1000)
         for i, time_s in enumerate(times_s):
             frame = av.VideoFrame.from_ndarray(np.full((height, width, 3), 20 + 4 * i, np.uint8), format="rgb24")
             frame.pts, frame.time_base = round(time_s * 1000), stream.time_base
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
+
+
+def write_frame(path, rgb, pixel_aspect=None) -> None:
+    """A video of three times the same picture."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.height, stream.width, stream.pix_fmt = *rgb.shape[:2], "yuv420p"
+        if pixel_aspect:
+            stream.codec_context.sample_aspect_ratio = pixel_aspect
+        for _ in range(3):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(rgb, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def set_display_matrix(path, matrix) -> None:
+    """Overwrites the nine numbers (a b u c d v x y w) of an mp4's only track header, as ISO/IEC 14496-12 places them."""
+    data = bytearray(path.read_bytes())
+    at = data.index(b"tkhd") + 44
+    units = [1 << 16, 1 << 16, 1 << 30] * 3  # fixed point
+    data[at : at + 36] = struct.pack(">9i", *(value * unit for value, unit in zip(matrix, units, strict=True)))
+    path.write_bytes(data)
 
 
 VARIABLE_S = np.cumsum([0, 0.1, 0.3, 0.1, 0.1, 0.5, 0.1, 0.2, 0.1, 0.1])
@@ -69,6 +94,37 @@ def test_mixed_rates_sizes_and_shapes_load_with_their_own_seconds(folder):
     assert [finding for finding in validate(store.path) if finding.level == "error"] == []
 
 
+# (x, y) of the file is shown at (a x + c y + tx, b x + d y + ty); x goes right, y down, the picture is 64 x 32.
+@pytest.mark.parametrize(
+    ("matrix", "red_corner", "upright"),
+    [
+        ((1, 0, 0, 0, 1, 0, 0, 0, 1), "top left", False),
+        ((0, 1, 0, -1, 0, 0, 32, 0, 1), "top right", True),  # a phone held upright: a quarter turn clockwise
+        ((-1, 0, 0, 0, -1, 0, 64, 32, 1), "bottom right", False),
+        ((0, -1, 0, 1, 0, 0, 0, 64, 1), "bottom left", True),
+    ],
+)
+def test_turned_recordings_are_shown_upright(tmp_path, matrix, red_corner, upright):
+    picture = np.full((32, 64, 3), (0, 0, 200), np.uint8)
+    picture[:16, :32] = (200, 0, 0)
+    write_frame(tmp_path / "x.mp4", picture)
+    set_display_matrix(tmp_path / "x.mp4", matrix)
+    for _, rgb in decode(tmp_path / "x.mp4", 32):
+        assert bool((rgb[:, :7] < 20).all()) == upright and bool((rgb[:7] < 20).all()) != upright  # the bars
+        inner = rgb[:, 8:24] if upright else rgb[8:24]
+        redness = inner[..., 0].astype(int) - inner[..., 2]
+        half = {"top": slice(0, inner.shape[0] // 2), "bottom": slice(inner.shape[0] // 2, None)}
+        side = {"left": slice(0, inner.shape[1] // 2), "right": slice(inner.shape[1] // 2, None)}
+        red = {f"{y} {x}": redness[half[y], side[x]].mean() > 0 for y in half for x in side}
+        assert [corner for corner in red if red[corner]] == [red_corner]
+
+
+def test_pixels_that_are_not_square_are_stretched(tmp_path):
+    write_frame(tmp_path / "x.mkv", np.full((32, 32, 3), 200, np.uint8), pixel_aspect=Fraction(2, 1))
+    _, rgb = next(decode(tmp_path / "x.mkv", 32))
+    assert (rgb[:7] < 20).all() and (rgb[9:23] > 150).all() and (rgb[25:] < 20).all()
+
+
 def test_a_folder_is_a_source_like_any_other(folder):
     (folder / "captions.csv").write_text("file,caption\nslow.mp4,push the cube\n")
     cfg = DataConfig(videos=[str(folder)], future_offsets_s=[0.4], **CFG)
@@ -97,6 +153,30 @@ def test_decoded_once_and_again_when_a_file_changes(folder):
     os.utime(folder / "slow.mp4", (1, 1))
     assert open_folder(folder, 16).path != first.path
     assert not list(cache_folder().glob("*.partial"))
+
+
+def test_a_killed_decoding_goes_on_with_the_file_it_was_at(folder):
+    def stop(done: int, files: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        open_folder(folder, 16, stop)
+    for file in sorted(folder.rglob("*.mp4")):  # nobody reads them a second time
+        stat = file.stat()
+        file.write_bytes(bytes(stat.st_size))
+        os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    store = open_folder(folder, 16)
+    assert list(store.meta["episode_id"]) == ["deep/fast.mp4", "slow.mp4", "variable.mkv"]
+    assert list(cache_folder().iterdir()) == [store.path]
+
+
+def test_several_processes_at_once_decode_once(folder):
+    seen = []
+    with ThreadPoolExecutor(3) as pool:  # a lock is held by an open file: threads exclude each other as processes do
+        stores = list(pool.map(lambda _: open_folder(folder, 16, lambda *progress: seen.append(progress)), range(3)))
+    assert [store.n_episodes for store in stores] == [3, 3, 3] and seen == [(1, 3), (2, 3), (3, 3)]
+    assert list(cache_folder().iterdir()) == [stores[0].path]
 
 
 def test_damaged_files_are_named_and_left_out(folder):
