@@ -58,7 +58,10 @@ class TextEncoder:
             )
         tokens, pooled = self._one("a")
         self.width, self.pooled_width = tokens.shape[-1], pooled.shape[-1]
-        self.fingerprint = fingerprint(self._text_weights(), json.dumps(model_cfg.get("text_cfg", {}), sort_keys=True))
+        more = [json.dumps(model_cfg.get("text_cfg", {}), sort_keys=True)]
+        if model_cfg.get("quick_gelu"):  # else nothing: towers with the plain GELU are known by what they always were
+            more.append("quick_gelu")
+        self.fingerprint = fingerprint(self._text_weights(), *more)
 
     @classmethod
     def load(cls, name: str, device: torch.device | str = "cpu") -> TextEncoder:
@@ -95,8 +98,10 @@ class TextEncoder:
                 f"encoders.text={name!r}: expected MODEL/PRETRAINED, where PRETRAINED is a weights file or one of "
                 f"{', '.join(tags) or '(no tags for this model)'}. A tower without weights says nothing."
             )
-        model = open_clip.create_model(architecture, pretrained=pretrained)
-        return cls(model, open_clip.get_tokenizer(architecture), open_clip.get_model_config(architecture), device)
+        cfg = pretrained_config(architecture, pretrained)
+        quick = cfg.get("quick_gelu", False)
+        model = open_clip.create_model(architecture, pretrained=pretrained, force_quick_gelu=quick)
+        return cls(model, open_clip.get_tokenizer(architecture), cfg, device)
 
     def encode(self, texts: Sequence[str], max_tokens: int) -> TextEmbedding:
         """Embeds instructions; those of more than `max_tokens` tokens (start, end included) are cut with a warning."""
@@ -172,6 +177,20 @@ class TextEncoder:
         pad = getattr(getattr(self._tokenize, "tokenizer", None), "pad_token_id", None) or 0
         real = (ids != pad).nonzero()
         return int(real[-1, 0]) + 1 if len(real) else 1
+
+
+def pretrained_config(architecture: str, pretrained: str) -> dict[str, Any]:
+    """open_clip's configuration of a model, with the activation that the weights of this tag were trained with.
+
+    Of ViT-B-32/openai open_clip builds one with plain GELU, and warns; those weights know QuickGELU. A weights file
+    says nothing: for it, choose the architecture (ViT-B-32-quickgelu/PATH).
+    """
+    import open_clip
+
+    cfg = dict(open_clip.get_model_config(architecture))
+    if open_clip.get_pretrained_cfg(architecture, pretrained).get("quick_gelu"):
+        cfg["quick_gelu"] = True
+    return cfg
 
 
 def quantise_rows(table: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from padpolicy.encoders.text import CONFIG, TextEncoder, dequantise_rows, quantise_rows
+from padpolicy.encoders.text import CONFIG, TextEncoder, dequantise_rows, pretrained_config, quantise_rows
 from padpolicy.shipped import shipped
 
 CFG = {
@@ -158,6 +158,28 @@ def test_pretrained_weights_by_path(open_clip, tmp_path: Path) -> None:
     assert loaded.fingerprint == direct.fingerprint
 
 
+def test_a_tags_own_activation_is_built() -> None:
+    assert pretrained_config("ViT-B-32", "openai")["quick_gelu"]
+    assert "quick_gelu" not in pretrained_config("ViT-B-32", "laion2b_s34b_b79k")
+    assert pretrained_config("ViT-B-32-quickgelu", "some/weights.pt")["quick_gelu"]
+
+
+def test_quick_gelu_is_another_tower_and_stays_so(clip, open_clip, encoder: TextEncoder, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    (tmp_path / "padpolicy-quick.json").write_text(json.dumps(CFG | {"quick_gelu": True}))
+    open_clip.add_model_config(tmp_path)
+    weights = {name: value.detach().clone().contiguous() for name, value in clip.named_parameters()}
+    save_file(weights, tmp_path / "weights.safetensors")
+    quick = TextEncoder.load(f"padpolicy-quick/{tmp_path / 'weights.safetensors'}")
+    quick.save(tmp_path / "saved")
+    again = TextEncoder.load(f"local-dir:{tmp_path / 'saved'}")
+    for tower in (quick, again):
+        assert {type(block.mlp.gelu).__name__ for block in tower.model.transformer.resblocks} == {"QuickGELU"}
+    assert quick.fingerprint == again.fingerprint != encoder.fingerprint
+    assert not torch.equal(quick.encode(["push it"], 6).pooled, encoder.encode(["push it"], 6).pooled)
+
+
 @pytest.mark.parametrize(
     "name, message",
     [
@@ -169,6 +191,11 @@ def test_pretrained_weights_by_path(open_clip, tmp_path: Path) -> None:
 def test_names_without_weights_are_refused(name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TextEncoder.load(name)
+
+
+def test_an_unknown_shipped_name_lists_those_there_are() -> None:
+    with pytest.raises(FileNotFoundError, match="'txet' does not come with padpolicy; .*weights has .*text, vae"):
+        TextEncoder.load("shipped:txet")
 
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
@@ -190,6 +217,8 @@ def test_a_damaged_folder_is_named(encoder: TextEncoder, tmp_path: Path) -> None
 def test_shipped_tower_knows_unseen_wordings() -> None:
     tasks = pytest.importorskip("padpolicy_envs").TASKS.values()
     encoder = TextEncoder.load("shipped:text")
+    policy = json.loads((shipped("data/weights/tabletop") / "policy.json").read_text())
+    assert encoder.fingerprint == policy["fingerprints"]["text"]
     normal = torch.nn.functional.normalize
     canonical = normal(encoder.encode([task.instruction for task in tasks], 24).pooled, dim=-1)
     unseen = normal(encoder.encode([task.held_out_paraphrase for task in tasks], 24).pooled, dim=-1)
