@@ -134,6 +134,8 @@ def test_every_object_is_seen_from_the_front(env):
         shown = np.bincount(hit[hit >= 0], minlength=env.model.ngeom)
         for slot, placed in enumerate(env.scene.objects):
             assert shown[env._slot_geom[slot][placed.name.split()[1]]] >= 12, (seed, placed.name)
+        for slot, placed in enumerate(env.scene.buttons):
+            assert shown[env.model.geom(f"button{slot}_cap").id] >= 12, (seed, placed.name)
         assert observation["rgb_front"].max() > 150
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import padpolicy_envs
 import pytest
 from gymnasium.utils.env_checker import check_env
-from padpolicy_envs import FAMILIES, TASKS, expert_action, rollout_expert, scene
+from padpolicy_envs import FAMILIES, TASKS, expert_action, rollout_expert, scene, tabletop
 
 ID = "padpolicy/Tabletop-v0"
 
@@ -193,7 +193,9 @@ def test_the_hand_stays_in_the_workspace(blind):
     blind.reset(seed=0)
     for _ in range(20):
         blind.step(np.array([0.04, 0.04, -0.04, 0.3, 0], np.float32))
-    assert (np.abs(blind.unwrapped.tip[:2]) < 0.70).all() and blind.unwrapped.tip[2] > 0
+    low, high = tabletop.WORKSPACE_LOW[:3], tabletop.WORKSPACE_HIGH[:3]
+    assert blind.unwrapped.commanded_pose[1:3].tolist() == [high[1], low[2]]  # what it presses against stops it in x
+    assert (low - 2e-3 < blind.unwrapped.tip).all() and (blind.unwrapped.tip < high + 2e-3).all()
 
 
 # --- physics and experts ----------------------------------------------------------------------------------------------
