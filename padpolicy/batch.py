@@ -68,6 +68,10 @@ class Batch:
         there = self.has.get(name)
         return torch.zeros(len(self), dtype=torch.bool, device=self.index.device) if there is None else there
 
+    def zeros(self, *shape: int) -> Tensor:
+        """float32 zeros where the batch is."""
+        return torch.zeros(shape, device=self.index.device)
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         def move(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             return {name: tensor.to(device, non_blocking=non_blocking) for name, tensor in tensors.items()}

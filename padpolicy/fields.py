@@ -18,7 +18,7 @@ from torch import Tensor
 from padpolicy.batch import Batch, present
 from padpolicy.data.normalizer import Normalizer
 from padpolicy.encoders.depth import DepthScale, reduce_depth
-from padpolicy.model.network import Observed, camera_of, group_of
+from padpolicy.model.network import Observed, group_of
 from padpolicy.spec import PolicyConfig
 
 if TYPE_CHECKING:  # only their interface is used here, and diffusers takes seconds to import
@@ -85,7 +85,32 @@ class Fields:
         valid = present(valid, batch.has[name])
         return present(self.depth_scale.standardise(mm), valid), valid
 
-    def observed(self, batch: Batch) -> Observed:
+    def presents(self, batch: Batch, groups: Sequence[str]) -> dict[str, Tensor]:
+        """Per future field of these groups the newest observation, (B, 1, ...) as one frame of it; 0 where absent."""
+        spec, found = self.config.spec, {}
+        if "future_rgb" in groups:
+            side = spec.image_size // self.image_encoder.downsample
+            for camera in spec.future_cameras:
+                x = self._latents(batch, "obs", camera)
+                shape = (len(batch), 1, self.image_encoder.channels, side, side)
+                found[f"future.latent_{camera}"] = batch.zeros(*shape) if x is None else x[:, -1:]
+        if "future_depth" in groups:
+            side = self.config.model.depth_size
+            for camera in spec.future_depth_cameras:
+                there = bool(batch.has_field(f"obs.depth_{camera}").any())
+                x = self._depth(batch, f"obs.depth_{camera}")[0] if there else None
+                found[f"future.depth_{camera}"] = batch.zeros(len(batch), 1, side, side) if x is None else x[:, -1:]
+        return found
+
+    def told(self, frames: Tensor, present: Tensor) -> Tensor:
+        """Future frames as the network is told them: as their change since the present, or as they are."""
+        return frames - present if self.config.diffusion.future == "change" else frames
+
+    def frames(self, told: Tensor, present: Tensor) -> Tensor:
+        """The inverse of `told`."""
+        return told + present if self.config.diffusion.future == "change" else told
+
+    def observed(self, batch: Batch, presents: dict[str, Tensor] | None = None) -> Observed:
         """The context's contents. Fields that no sample has are left out."""
         has: dict[str, Tensor] = {}
         latents, pixels, depth, proprio = {}, {}, {}, None
@@ -106,7 +131,7 @@ class Fields:
         if bool(batch.has_field("obs.proprio").any()):
             has["proprio"] = batch.has["obs.proprio"]
             proprio = self._normalized(batch, "obs.proprio")
-        observed = Observed(latents, pixels, depth, proprio, has, batch.time_s["obs"])
+        observed = Observed(latents, pixels, depth, proprio, has, batch.time_s["obs"], presents or {})
         own = [text if there else None for text, there in zip(batch.text, batch.has["text"].tolist(), strict=True)]
         self.say(observed, own)
         return observed
@@ -120,14 +145,16 @@ class Fields:
         observed.text_mask = text.mask[:, :length].to(observed.time_s.device)
         observed.text_pooled = text.pooled.to(observed.time_s.device)
 
-    def targets(self, batch: Batch, groups: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def targets(
+        self, batch: Batch, groups: Sequence[str], presents: dict[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Clean contents of these token groups, and where they count (broadcastable to the contents)."""
         x0, valid = {}, {}
         if "future_rgb" in groups:
             for camera in self.config.spec.future_cameras:
                 if (x := self._latents(batch, "future", camera)) is not None:
                     name = f"future.latent_{camera}"
-                    x0[name] = x - self.now(name, batch, x.shape)
+                    x0[name] = self.told(x, presents[name])
                     seen_BF = self.has_frames(batch, "future", camera)[:, None] & ~batch.is_pad["future"]
                     valid[name] = seen_BF[:, :, None, None, None]
         if "future_depth" in groups:
@@ -135,24 +162,10 @@ class Fields:
                 name = f"future.depth_{camera}"
                 if bool(batch.has_field(name).any()):
                     x, pixels = self._depth(batch, name)
-                    x0[name] = present(x - self.now(name, batch, x.shape), pixels)
+                    x0[name] = present(self.told(x, presents[name]), pixels)
                     seen_BF = batch.has[name][:, None] & ~batch.is_pad["future"]
                     valid[name] = pixels & seen_BF[:, :, None, None]
         if "action" in groups:
             x0["action"] = self._normalized(batch, "action")
             valid["action"] = (batch.has["action"][:, None] & ~batch.is_pad["action"])[..., None]
         return x0, valid
-
-    def now(self, name: str, batch: Batch, shape: Sequence[int]) -> Tensor:
-        """What a future field is told relative to, (B, 1, ...): the newest observation of its camera.
-
-        Zeros where that is absent, and where the settings want whole frames.
-        """
-        now = None
-        if self.config.diffusion.future == "change":
-            observed = name.replace("future.", "obs.")
-            if group_of(name) == "future_rgb":
-                now = self._latents(batch, "obs", camera_of(name))
-            elif bool(batch.has_field(observed).any()):
-                now = self._depth(batch, observed)[0]
-        return torch.zeros(len(batch), 1, *shape[2:], device=batch.index.device) if now is None else now[:, -1:]

@@ -228,8 +228,9 @@ class PadPolicy(nn.Module):
         """The mean error of each sample over its valid elements and its noise draws, per modality (B,)."""
         table = self.network.modes[mode]
         batch = _physical(self._drop(batch)) if table.physics else self._drop(batch)
-        x0, valid = self.fields.targets(batch, table.groups)
-        context = self.network.context(self.fields.observed(batch))
+        presents = self.fields.presents(batch, table.groups)
+        x0, valid = self.fields.targets(batch, table.groups, presents)
+        context = self.network.context(self.fields.observed(batch, presents))
         has = {name: self.fields.has(batch, name) for name in x0}
         prefix_BT = self._prefix(batch) if mode in ("policy", "joint") else None
         if prefix_BT is not None:
@@ -381,10 +382,11 @@ class PadPolicy(nn.Module):
 
         own = [text if there else None for text, there in zip(obs.text, obs.has["text"].tolist(), strict=True)]
         copies = guidance.copies
-        observed = _rows(self.fields.observed(obs), copies)
+        presents = self.fields.presents(obs, table.groups)
+        observed = _rows(self.fields.observed(obs, presents), copies)
         if not guidance.plain:
             self.fields.say(observed, [text for sample_text in own for text in guidance.texts(sample_text)])
-        given = self._given(mode, obs, actions, future)
+        given = self._given(mode, obs, presents, actions, future)
         encoded = self._clock()
         context = self.network.context(observed)
         understood = self._clock()
@@ -410,7 +412,7 @@ class PadPolicy(nn.Module):
         factor = self.objective.out_factor
         x = sample(self.objective, denoise, x, steps, after, lambda name: _channel_axis(name, factor), generator)
         denoised = self._clock()
-        prediction = self._prediction(obs, x, prefix, clean_BT)
+        prediction = self._prediction(obs, presents, x, prefix, clean_BT)
         prediction.timings_ms = {
             "encode": 1e3 * (encoded - started),
             "context": 1e3 * (understood - encoded),
@@ -428,7 +430,12 @@ class PadPolicy(nn.Module):
         return self.image_encoder.decode(latent)
 
     def _prediction(
-        self, obs: Batch, x: dict[str, Tensor], prefix: Tensor | None, clean_BT: Tensor | None
+        self,
+        obs: Batch,
+        presents: dict[str, Tensor],
+        x: dict[str, Tensor],
+        prefix: Tensor | None,
+        clean_BT: Tensor | None,
     ) -> Prediction:
         action = None
         if "action" in x:
@@ -438,7 +445,7 @@ class PadPolicy(nn.Module):
         prediction = Prediction(action)
         for name in x:
             if name != "action":
-                frame = x[name] + self.fields.now(name, obs, x[name].shape)
+                frame = self.fields.frames(x[name], presents[name])
                 if group_of(name) == "future_rgb":
                     prediction.future_latent[camera_of(name)] = frame
                 else:
@@ -446,7 +453,12 @@ class PadPolicy(nn.Module):
         return prediction
 
     def _given(
-        self, mode: str, obs: Batch, actions: Tensor | None, future: dict[str, Tensor] | None
+        self,
+        mode: str,
+        obs: Batch,
+        presents: dict[str, Tensor],
+        actions: Tensor | None,
+        future: dict[str, Tensor] | None,
     ) -> dict[str, Tensor]:
         """The clean inputs that a mode takes beside the observation."""
         if mode == "forward":
@@ -464,7 +476,7 @@ class PadPolicy(nn.Module):
             for camera in self.spec.future_cameras:
                 name = f"future.latent_{camera}"
                 frames = self.image_encoder.encode(future[camera].to(self.device)).float()
-                given[name] = frames - self.fields.now(name, obs, frames.shape)
+                given[name] = self.fields.told(frames, presents[name])
             return given
         return {}
 

@@ -41,6 +41,7 @@ class Observed:
     proprio: Tensor | None  # (B, O, P) normalised
     has: dict[str, Tensor]  # "rgb_<cam>", "depth_<cam>", "proprio", "text" -> (B,)
     time_s: Tensor  # (B, O)
+    presents: dict[str, Tensor]  # future field -> (B, 1, ...), the newest observation behind it
     text_tokens: Tensor | None = None  # (B, L, W)
     text_mask: Tensor | None = None  # (B, L)
     text_pooled: Tensor | None = None  # (B, W')
@@ -52,6 +53,7 @@ class Context:
 
     cache: ContextCache
     pooled_B1D: Tensor  # added to every modulation: the sentence (0 where it goes in as tokens) and where it points
+    presents: dict[str, Tensor]  # future field -> (B, N, D), added to the N tokens of each of its frames
 
 
 _Parts = list[tuple[Tensor, Tensor]]  # tokens (B, N, D), and (B,) or (B, N): are they there?
@@ -93,7 +95,8 @@ class Network(nn.Module):
         cache = self.trunk.context(x_BCD, F.silu(self.context_row + pooled), mask_BC)
         if self.tokens.glance is not None:
             pooled = pooled + self.tokens.glance.out(self._look(seen, felt, pooled))
-        return Context(cache, pooled)
+        presents = {field: self.tokens.present(group_of(field), x) for field, x in observed.presents.items()}
+        return Context(cache, pooled, presents)
 
     def look(self, observed: Observed) -> Tensor:
         """What a glance finds, (B, 2 D): the first thing `context` does, and all that scripts/train_eye.py trains."""
@@ -164,6 +167,9 @@ class Network(nn.Module):
             else:
                 valid = torch.ones_like(x[field])  # what was invalid has been filled: see PadPolicy
                 tokens.append(make.depth(group, camera_of(field), x[field], valid, time_s["future"]))
+            if field in context.presents:  # where a frame changes, and from what, is seen at the same place
+                present_BND, frames = context.presents[field], x[field].shape[1]
+                tokens[-1] = tokens[-1] + present_BND.repeat_interleave(n, 0).repeat(1, frames, 1)
             given = group in table.given
             has_prefix = field == "action" and clean_BT is not None and not given
             for clean in (True, False) if has_prefix else (given,):

@@ -103,6 +103,8 @@ class Tokens(nn.Module):
         self.coarse = nn.ModuleDict({camera: nn.Conv2d(width, width, 2, stride=2) for camera in coarse if stem})
         self.glance = Glance(width) if glance else None
         self.depth_in = nn.Linear(2 * depth_patch**2, width)  # value and validity
+        self.rgb_present = nn.Linear(channels * patch**2, width, bias=False)  # what a future frame changes from
+        self.depth_present = nn.Linear(depth_patch**2, width, bias=False)
         self.proprio_in = nn.Linear(max(proprio_dim, 1), width)
         self.action_in = nn.Linear(action_dim, width)
 
@@ -129,9 +131,12 @@ class Tokens(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
         for parameter in (self.camera.weight, self.null_text, self.null_pooled, *self.kind.values()):
             nn.init.normal_(parameter, std=0.02)  # as DiT's label table
+        for present in (self.rgb_present, self.depth_present):
+            nn.init.zeros_(present.weight)
         if self.glance is not None:
             nn.init.zeros_(self.glance.out.weight)
         for head in self.heads.values():  # an untrained network predicts exactly 0
@@ -172,6 +177,14 @@ class Tokens(nn.Module):
         rows, columns = x_BOSS.shape[-2] // p, x_BOSS.shape[-1] // p
         x = self.depth_in(rearrange(pair, "b o c (y p) (x q) -> b o (y x) (c p q)", p=p, q=p))
         return self._place(kind, camera, x, rows, columns, time_s_BO)
+
+    def present(self, group: str, x_B1: Tensor) -> Tensor:
+        """The newest frame behind a future field, to be added to the tokens of each of its frames: (B, N, D)."""
+        if group == "future_depth":
+            p = self.depth_patch
+            return self.depth_present(rearrange(x_B1, "b 1 (y p) (x q) -> b (y x) (p q)", p=p, q=p))
+        p = self.patch
+        return self.rgb_present(rearrange(x_B1, "b 1 c (y p) (x q) -> b (y x) (c p q)", p=p, q=p))
 
     def proprio(self, x_BOP: Tensor, time_s_BO: Tensor) -> Tensor:
         """Normalised robot state, one token per observation step."""
