@@ -320,6 +320,23 @@ def test_what_an_action_causes_does_not_depend_on_the_words(mode, hears):
     assert [bool(observed.has["text"].any()) for observed in seen] == [hears, hears]
 
 
+def test_future_tokens_stand_on_the_present_of_their_own_place_and_camera():
+    """Patches of the picture are tokens of the future in the same order; where nothing was seen, nothing is added."""
+    policy, fields = small_policy(), ("future.latent_front", "future.depth_front")
+    obs = batch_of(robot_sample(0), video_sample(1))
+    groups = policy.network.modes["joint"].groups
+    with torch.no_grad():
+        before = policy.network.context(policy.fields.observed(obs, policy.fields.presents(obs, groups))).presents
+        obs.fields["obs.rgb_front"][:, -1, 16:, :16] += 40  # a quarter of the picture: the third of four tokens
+        obs.has["obs.depth_front"][:] = False
+        after = policy.network.context(policy.fields.observed(obs, policy.fields.presents(obs, groups))).presents
+    assert set(before) == set(after) == set(fields)
+    changed = (before[fields[0]] != after[fields[0]]).any(-1)
+    assert changed.tolist() == [[False, False, True, False]] * 2
+    assert (before[fields[1]][0] != 0).any() and not after[fields[1]].any()
+    assert not policy.fields.presents(obs, policy.network.modes["policy"].groups)  # acting encodes no picture for it
+
+
 @pytest.mark.parametrize(
     ("modes", "acts_in"),
     [({"policy": 1.0}, "policy"), ({"policy": 0.1, "joint": 1.0}, "policy"), ({"joint": 1.0}, "joint"), ({}, "policy")],
