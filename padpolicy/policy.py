@@ -29,6 +29,7 @@ from padpolicy.diffusion.sampler import sample
 from padpolicy.encoders.depth import DepthScale
 from padpolicy.fields import Fields
 from padpolicy.model.dit import DiT
+from padpolicy.model.masks import Mode
 from padpolicy.model.network import Network, camera_of, group_of
 from padpolicy.model.tokens import Tokens
 from padpolicy.spec import PolicyConfig, PolicySpec
@@ -227,7 +228,7 @@ class PadPolicy(nn.Module):
     def _loss_in_mode(self, mode: str, batch: Batch) -> dict[str, Tensor]:
         """The mean error of each sample over its valid elements and its noise draws, per modality (B,)."""
         table = self.network.modes[mode]
-        batch = _physical(self._drop(batch)) if table.physics else self._drop(batch)
+        batch = _in_mode(table, self._drop(batch))
         presents = self.fields.presents(batch, table.groups)
         x0, valid = self.fields.targets(batch, table.groups, presents)
         context = self.network.context(self.fields.observed(batch, presents))
@@ -363,8 +364,7 @@ class PadPolicy(nn.Module):
                    "forward" obs and `actions` -> future; "inverse" obs and `future` -> action.
                actions: (B, T, A) real environment actions.   future: camera -> (B, F, H, W, 3) uint8.
                prefix: (B, T, A) real actions, of which the first prefix_len (B,) are kept and answered to.
-               guidance: a scale over the text, or a Guidance; None: the configured scale. "forward" and "inverse"
-                   hear no text.
+               guidance: a scale over the text, or a Guidance; None: the configured scale. "forward" hears no text.
                steps: network calls; None: the configured number.
                noise: field -> standard normal start, instead of drawing it from `generator`.
         Raises:  ValueError for an unknown mode or a missing input of the mode, naming it.
@@ -373,9 +373,9 @@ class PadPolicy(nn.Module):
         if mode not in self.network.modes:
             raise ValueError(f"mode={mode!r}: expected one of {', '.join(self.network.modes)}")
         table = self.network.modes[mode]
-        obs = _physical(obs.to(self.device)) if table.physics else obs.to(self.device)
+        obs = _in_mode(table, obs.to(self.device))
         steps = self.config.diffusion.steps if steps is None else steps
-        if table.physics:
+        if not table.hears:
             guidance = Guidance()
         elif not isinstance(guidance, Guidance):
             guidance = Guidance(self.config.diffusion.guidance if guidance is None else float(guidance))
@@ -533,10 +533,12 @@ class PadPolicy(nn.Module):
         }
 
 
-def _physical(batch: Batch) -> Batch:
-    """The batch without its instructions, and with the actions that were executed where they are known."""
-    fields, has = dict(batch.fields), {**batch.has, "text": torch.zeros_like(batch.has["text"])}
-    if "executed" in fields:
+def _in_mode(mode: Mode, batch: Batch) -> Batch:
+    """The batch without its instructions where the mode hears none, and with the actions that it is about."""
+    fields, has = dict(batch.fields), dict(batch.has)
+    if not mode.hears:
+        has["text"] = torch.zeros_like(has["text"])
+    if mode.executed and "executed" in fields:
         fields["action"] = torch.where(has["executed"][:, None, None], fields["executed"], fields["action"])
     return dataclasses.replace(batch, fields=fields, has=has)
 

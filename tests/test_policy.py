@@ -304,7 +304,7 @@ def test_a_network_that_predicts_no_change_imagines_the_present():
     assert not torch.allclose(whole, now.expand(-1, 2, -1, -1, -1), atol=1e-2)
 
 
-@pytest.mark.parametrize(("mode", "hears"), [("policy", True), ("joint", True), ("forward", False), ("inverse", False)])
+@pytest.mark.parametrize(("mode", "hears"), [("policy", True), ("joint", True), ("forward", False), ("inverse", True)])
 def test_what_an_action_causes_does_not_depend_on_the_words(mode, hears):
     """In training and in sampling, also under guidance."""
     policy, seen = small_policy(modes={mode: 1.0}), []

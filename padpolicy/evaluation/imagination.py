@@ -52,8 +52,8 @@ def imagination_report(policy: Policy, store_path: str | Path, *, samples: int =
               among `candidates`; and of the present's), static_psnr (dB of imagined pixels that do not move, and of
               the encoder's own reconstruction), moving (error on moving pixels divided by that of the present),
               forward (the same error under another episode's actions divided by that under the own ones), inverse (R2
-              of actions read off two frames), each with ci95 over episodes; episodes, samples; page (the same in
-              words, for the report).
+              of actions read off two frames; and of those it would plan itself), each with ci95 over episodes;
+              episodes, samples; page (the same in words, for the report).
     Raises:   ValueError if the policy imagines nothing, or no two episodes of a family are long enough.
     """
     spec = policy.spec
@@ -183,6 +183,9 @@ def _measure(policy: Policy, group: _Group, seed: int) -> dict[str, np.ndarray]:
     assert read is not None  # mode "inverse" is the mode that gives actions
     found["action"] = np.where(group.real[..., None], group.actions, np.nan)
     found["action_read"] = np.where(group.real[..., None], read.float().cpu().numpy(), np.nan)
+    planned = policy.predict(obs, mode="policy", generator=torch.Generator().manual_seed(seed)).action
+    assert planned is not None
+    found["action_planned"] = np.where(group.real[..., None], planned.float().cpu().numpy(), np.nan)
     return found
 
 
@@ -215,8 +218,8 @@ def _summary(found: dict[str, np.ndarray], seed: int) -> dict[str, Any]:
     def ratio(rows: np.ndarray) -> float:
         return float(found["forward_other"][rows].sum() / max(found["forward_own"][rows].sum(), 1e-9))
 
-    def r2(rows: np.ndarray) -> float:
-        values = r2_per_dim(found["action"][rows], found["action_read"][rows])
+    def r2(rows: np.ndarray, read: str = "action_read") -> float:
+        values = r2_per_dim(found["action"][rows], found[read][rows])
         values = values[~np.isnan(values)]
         return float(values.mean()) if len(values) else float("nan")
 
@@ -240,6 +243,7 @@ def _summary(found: dict[str, np.ndarray], seed: int) -> dict[str, Any]:
         "inverse": {
             "r2": r2(every),
             "ci95": bootstrap(r2, episode, seed),
+            "planned_r2": r2(every, "action_planned"),
             "r2_per_dim": [None if np.isnan(v) else v for v in per_dim],
         },
     }
@@ -312,5 +316,6 @@ def _for_page(found: dict[str, Any]) -> Iterator[dict[str, str]]:
         f"R² {inverse['r2']:.2f}",
         inverse["ci95"],
         "{:.2f}",
-        "of the actions that it reads off the present and a future frame",
+        "of the actions that it reads off the present and a future frame; of what it would do itself, without the "
+        f"future, R² {inverse['planned_r2']:.2f}",
     )

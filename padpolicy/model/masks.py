@@ -19,14 +19,15 @@ FUTURE = ("future_rgb", "future_depth")
 @dataclass(frozen=True)
 class Mode:
     """groups: in the sequence. given: clean inputs without a loss (tau = 0). sees: group -> groups it attends to.
-    physics: it is about what actions cause, not about what was asked for. The context has no instruction, and the
-    actions are those that were executed.
+    hears: the context has the instruction. executed: its actions are those that were executed, not those that should
+    have been.
     """
 
     groups: tuple[str, ...]
     given: tuple[str, ...]
     sees: Mapping[str, tuple[str, ...]]
-    physics: bool = False
+    hears: bool = True
+    executed: bool = False
 
     @property
     def denoised(self) -> tuple[str, ...]:
@@ -47,19 +48,19 @@ def mode_table(coupling: str) -> dict[str, Mode]:
     """All modes under one coupling of `joint`. Every noised token also sees the whole context.
 
     `forward` never lets the action see the future it causes, and `inverse` leaves depth out, so that it can label
-    ordinary video. Neither hears the instruction: a world model that knows what the demonstrator wanted need not look
-    at what the robot does.
+    ordinary video. `forward` does not hear the instruction: a world model that knows what the demonstrator wanted need
+    not look at what the robot does. `inverse` does: a caption says what two frames leave open.
     """
     return {
         "policy": Mode(("action",), (), {"action": ("action",)}),
         "joint": Mode(NOISED, (), _COUPLING[coupling]),
         "video": Mode(FUTURE, (), _FUTURE_ONLY),
-        "forward": Mode(NOISED, ("action",), _COUPLING["blind"], physics=True),
+        "forward": Mode(NOISED, ("action",), _COUPLING["blind"], hears=False, executed=True),
         "inverse": Mode(
             ("future_rgb", "action"),
             ("future_rgb",),
             {"future_rgb": ("future_rgb",), "action": ("future_rgb", "action")},
-            physics=True,
+            executed=True,
         ),
     }
 
@@ -88,6 +89,6 @@ def describe(coupling: str) -> str:
     for name, mode in mode_table(coupling).items():
         for group in mode.groups:
             state = "given" if group in mode.given else "denoised"
-            context = "context without text" if mode.physics else "context"
+            context = "context" if mode.hears else "context without text"
             lines.append(f"{name:8} {group:13} {state:9} sees {context}, {', '.join(mode.sees[group])}")
     return "\n".join(lines)

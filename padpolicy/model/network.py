@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from padpolicy.batch import present
 from padpolicy.model.dit import ContextCache, DiT, per_token
 from padpolicy.model.layers import ScalarEmbedding
 from padpolicy.model.masks import NOISED, mode_table, who_sees_whom
@@ -156,12 +157,13 @@ class Network(nn.Module):
         fields = [f for group in NOISED if group in table.groups for f in x if group_of(f) == group]
         n = len(x[fields[0]]) // len(context.pooled_B1D)  # draws
         pooled = context.pooled_B1D if n == 1 else context.pooled_B1D.repeat_interleave(n, 0)
+        action_BTD = make.action(x["action"], time_s["action"]) if "action" in fields else None
         tokens, rows, choice = [], [], []  # per field: tokens; modulation rows; which row each token takes
         row_of: dict[tuple[str, bool], int] = {}
         for field in fields:
             group = group_of(field)
             if field == "action":
-                tokens.append(make.action(x[field], time_s["action"]))
+                tokens.append(action_BTD)
             elif group == "future_rgb":
                 tokens.append(make.latents(group, camera_of(field), x[field], time_s["future"]))
             else:
@@ -170,13 +172,17 @@ class Network(nn.Module):
             if field in context.presents:  # where a frame changes, and from what, is seen at the same place
                 present_BND, frames = context.presents[field], x[field].shape[1]
                 tokens[-1] = tokens[-1] + present_BND.repeat_interleave(n, 0).repeat(1, frames, 1)
+            led_to: Tensor | float = 0.0  # what the actions do, said to every token of a future that sees them
+            if action_BTD is not None and group != "action" and "action" in table.sees[group]:
+                led_to = make.summary(action_BTD + self.tau(tau["action"])[:, None])
+                led_to = led_to if has is None else present(led_to, has["action"])
             given = group in table.given
             has_prefix = field == "action" and clean_BT is not None and not given
             for clean in (True, False) if has_prefix else (given,):
                 if (group, clean) not in row_of:
                     row_of[group, clean] = len(rows)
                     when = torch.zeros_like(tau[group]) if clean else tau[group]
-                    rows.append(self.tau(when)[:, None] + self.rows[group][0 if clean else 1] + pooled)
+                    rows.append(self.tau(when)[:, None] + self.rows[group][0 if clean else 1] + pooled + led_to)
             if has_prefix:
                 choice.append(torch.where(clean_BT, row_of[group, True], row_of[group, False]))
             else:

@@ -107,6 +107,8 @@ class Tokens(nn.Module):
         self.depth_present = nn.Linear(depth_patch**2, width, bias=False)
         self.proprio_in = nn.Linear(max(proprio_dim, 1), width)
         self.action_in = nn.Linear(action_dim, width)
+        self.action_summary = nn.Sequential(nn.Linear(width, width), nn.SiLU())
+        self.summary_out = nn.Linear(width, width)
 
         self.camera = nn.Embedding(len(cameras) + 1, width)
         self.kind = nn.ParameterDict(
@@ -137,6 +139,7 @@ class Tokens(nn.Module):
             nn.init.normal_(parameter, std=0.02)  # as DiT's label table
         for present in (self.rgb_present, self.depth_present):
             nn.init.zeros_(present.weight)
+        nn.init.zeros_(self.summary_out.weight)
         if self.glance is not None:
             nn.init.zeros_(self.glance.out.weight)
         for head in self.heads.values():  # an untrained network predicts exactly 0
@@ -193,6 +196,10 @@ class Tokens(nn.Module):
     def action(self, x_BTA: Tensor, time_s_BT: Tensor) -> Tensor:
         """Normalised actions, one token per step."""
         return self.action_in(x_BTA) + self.seconds(time_s_BT) + self.kind["action"]
+
+    def summary(self, action_BTD: Tensor) -> Tensor:
+        """All of a chunk's tokens as one vector (B, 1, D), for the modulation of the future that it leads to."""
+        return self.summary_out(self.action_summary(action_BTD).mean(1, keepdim=True))
 
     def _place(self, kind: str, camera: str, x_BOND: Tensor, rows: int, columns: int, time_s_BO: Tensor) -> Tensor:
         where = grid_positions(rows, columns, self.width, x_BOND.device).to(x_BOND.dtype)

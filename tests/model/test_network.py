@@ -114,7 +114,9 @@ def test_who_sees_whom_as_a_matrix():
     assert see.tolist() == [[True, True, True], [True, True, True], [False, False, True]]
     assert who_sees_whom(mode_table("full")["joint"], {"future_rgb": 2, "action": 1}) is None
     assert who_sees_whom(mode_table("blind")["policy"], {"action": 4}) is None
-    assert "inverse  action        denoised  sees context without text, future_rgb, action" in describe("blind")
+    assert "forward  future_rgb    denoised  sees context without text, future_rgb, future_depth, action" in describe(
+        "blind"
+    )
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
