@@ -29,7 +29,7 @@ from padpolicy.data.dataset import Source, open_source
 from padpolicy.data.store import StoreError
 from padpolicy.device import autocast, pick_device
 from padpolicy.policy import PadPolicy
-from padpolicy.saving import load_fitting, save_policy
+from padpolicy.saving import CheckpointError, load_fitting, save_policy
 from padpolicy.training.build import build_policy, open_data
 from padpolicy.training.distributed import World
 
@@ -77,7 +77,7 @@ def main() -> None:
     try:
         cfg = config.load("train", args.settings)
         policy, moments = prepare(cfg)
-    except (ConfigError, StoreError) as error:
+    except (ConfigError, StoreError, CheckpointError) as error:
         parser.error(str(error))
     train(cfg, policy, moments, args.steps, args.batch, args.lr)
 
@@ -85,7 +85,8 @@ def main() -> None:
 def prepare(cfg: TrainConfig) -> tuple[PadPolicy, Moments]:
     """A new policy, and the observations to teach it on.
 
-    Raises:  ConfigError, StoreError: settings without an eye to teach, or data without poses to learn from.
+    Raises:  ConfigError, StoreError, CheckpointError: settings without an eye to teach, data without poses to learn
+             from, or a training.init that does not fit.
     """
     if not cfg.model.glance:
         raise ConfigError("model.glance=false: this policy has no glance to teach. Set model.glance=true.")

@@ -183,7 +183,7 @@ def _measure(policy: Policy, group: _Group, seed: int) -> dict[str, np.ndarray]:
     assert read is not None  # mode "inverse" is the mode that gives actions
     found["action"] = np.where(group.real[..., None], group.actions, np.nan)
     found["action_read"] = np.where(group.real[..., None], read.float().cpu().numpy(), np.nan)
-    planned = policy.predict(obs, mode="policy", generator=torch.Generator().manual_seed(seed)).action
+    planned = policy.predict(obs, mode=policy.acts_in, generator=torch.Generator().manual_seed(seed)).action
     assert planned is not None
     found["action_planned"] = np.where(group.real[..., None], planned.float().cpu().numpy(), np.nan)
     return found
