@@ -211,7 +211,7 @@ def _is_users(error: Exception) -> bool:
     files = (FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError)
     if isinstance(error, (ValueError, FloatingPointError, *files)):  # FloatingPointError: training diverged
         return True
-    return type(error).__module__ in ("gymnasium.error", "padpolicy.data.store")
+    return type(error).__module__ in ("gymnasium.error", "padpolicy.data.layout")
 
 
 def _paragraph(error: Exception) -> str:

@@ -153,7 +153,7 @@ class EvaluationConfig:
     episodes_per_task: int = 10
     num_envs: int = 8  # environments that are planned for in one batch
     env_workers: int = 2  # processes that step environments
-    exec_steps: int = 4  # steps executed of each chunk before planning again
+    exec_steps: int = 2  # steps executed of each chunk before planning again; fewer: surer grasps, more planning
     seed: int = 100_000  # evaluation scenes: scene i of every task has seed + i
     steps: int = 0  # sampling steps; 0: the policy's own
     guidance: float = 0.0  # 0: the policy's own
@@ -192,7 +192,7 @@ class EvalConfig:
     episodes_per_task: int = 10
     num_envs: int = 8  # environments that are planned for in one batch
     env_workers: int = 2  # processes that step environments
-    exec_steps: int = 4  # steps executed of each chunk before planning again
+    exec_steps: int = 2  # steps executed of each chunk before planning again; fewer: surer grasps, more planning
     seed: int = 100_000  # scene i of every task has seed + i
     steps: int = 0  # sampling steps; 0: the policy's own
     guidance: float = 0.0  # scale over text; 0: the policy's own

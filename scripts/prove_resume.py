@@ -127,7 +127,8 @@ def collect(out: Path, episodes: int) -> None:
 
 def collected(out: Path) -> str:
     """Attributes, episodes in their order, and the bytes of every array."""
-    from padpolicy.data.store import META, Store
+    from padpolicy.data.layout import META
+    from padpolicy.data.store import Store
 
     store, total = Store.open(out), hashlib.sha256()
     total.update(repr(store.attrs).encode())

@@ -18,7 +18,8 @@ import torch
 import zarr
 
 from padpolicy.data.letterbox import letterbox
-from padpolicy.data.store import Store, StoreError, create_rows, lock, open_array, remove_leftovers, write_attrs
+from padpolicy.data.layout import StoreError, create_rows, lock, open_array, remove_leftovers, write_attrs
+from padpolicy.data.store import Store
 
 _FRAMES = 64  # encoded at once, and committed at once
 

@@ -6,10 +6,12 @@
     data/action (T,A) f4             data/timestamp (T,) f8 s          data/executed (T,A) f4
     meta/episode_ends (N,) i8        episode_task (N,) i4, -1: none       episode_success (N,) bool
     meta/episode_seed (N,) i8        episode_source (N,) str              episode_id (N,) str
+    meta/has_<field> (N,) bool       of the fields that the attribute `optional` lists: does this episode have it?
 
 `fields["action"]` is an `ActionSpec`. An action-free store has no `action` and may have no `proprio`. `action` is what
 should be done, the label of a policy; `executed` is what the robot was told, where that may differ (a disturbed
-demonstration, a person who took over): the frames that follow come from it.
+demonstration, a person who took over): the frames that follow come from it. An optional field (a camera that was not
+always there) has rows of zeros where it is absent, and nobody reads them.
 
 `n_episodes` is the commit point. An append writes rows behind the last committed end, then the episode's entries in
 meta/, then `n_episodes` by an atomic rename. Rows behind the last committed end are an ignored tail that the next
@@ -24,46 +26,36 @@ are errors too: zarr would read them as zeros.
 
 from __future__ import annotations
 
-import errno
-import json
 import os
 import shutil
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, Protocol
 
-import google_crc32c
-import numcodecs
 import numpy as np
 import zarr
-from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec
 
 from padpolicy.data.actions import ActionSpec
+from padpolicy.data.layout import (
+    META_CHUNK,
+    SCHEMA_VERSION,
+    StoreError,
+    create_rows,
+    lock,
+    meta_dtypes,
+    open_array,
+    open_checked,
+    read_chunk,
+    read_meta,
+    remove_leftovers,
+    row_shape,
+    write_attrs,
+)
 
-SCHEMA_VERSION = 1
-META = {
-    "episode_ends": "i8",
-    "episode_task": "i4",
-    "episode_success": "bool",
-    "episode_seed": "i8",
-    "episode_source": "str",
-    "episode_id": "str",
-}
-_BLOSC = numcodecs.Blosc()  # decodes whatever blosc wrote
-_META_CHUNK = 4096  # episodes
-_CHUNK_BYTES = 600_000  # of decoded frames: a single random frame stays cheap, and files stay few
-_OWN_RECORDINGS = "Store.create and Store.append (docs/data.md)"
-
-
-class StoreError(ValueError):
-    """A store that cannot be used as asked. The message says where, what was expected and what to do."""
-
-
-class LockedError(StoreError):
-    """Another process is writing."""
+_BLOCK_BYTES = 64 << 20  # of an array that an append holds in memory at once
 
 
 @dataclass
@@ -75,6 +67,7 @@ class StoreSpec:
     proprio: dict[str, Any] | None = None  # {"names": [...], "unit": ..., "frame": ...}; None: no proprio
     action: ActionSpec | None = None  # None: action-free
     executed: bool = False  # also stores the actions that were executed, in the same space
+    optional: list[str] = field(default_factory=list)  # fields that some episodes may lack, e.g. "rgb_wrist"
     robot: str = ""  # key of the normaliser; "" where no robot is known
     renderer: str = ""  # which renderer drew the pictures; "" if real cameras did
     dt_s: float = 0.0  # nominal seconds between rows; 0: whatever the timestamps say
@@ -98,14 +91,29 @@ class StoreSpec:
             if self.action is None:
                 raise StoreError("executed=True: a store without actions has no executed ones either.")
             fields["executed"] = self.action.to_dict()
+        if unknown := sorted(set(self.optional) - set(fields) | set(self.optional) & {"action", "executed"}):
+            raise StoreError(f"optional {unknown}: expected cameras' fields or proprio, of {sorted(fields)}.")
         return fields
+
+
+class Rows(Protocol):
+    """Rows in memory (a numpy array), or somewhere else and read when they are asked for (zarr, HDF5, a video)."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype: ...
+
+    def __getitem__(self, rows: slice) -> Any:
+        """The rows from start to stop, as whatever `numpy.asarray` takes."""
 
 
 @dataclass
 class Episode:
     """One recording. Arrays are keyed by their names in data/ and have one row per step."""
 
-    arrays: dict[str, np.ndarray]
+    arrays: Mapping[str, Rows]  # of optional fields only those that are there
     task: str = ""  # a task's name; one that the store does not know becomes its own instruction; "": none known
     success: bool = True
     seed: int = -1  # of the scene; -1: unknown
@@ -113,16 +121,7 @@ class Episode:
     id: str = ""  # unique; "": made from the episode's number
 
     def __len__(self) -> int:
-        return len(next(iter(self.arrays.values())))
-
-
-@dataclass
-class Finding:
-    """One thing that is wrong with a store. `level` is "error" (unusable), "warning" or "info"."""
-
-    level: str
-    where: str
-    message: str
+        return next(iter(self.arrays.values())).shape[0]
 
 
 class Store:
@@ -160,11 +159,13 @@ class Store:
         fields = spec.fields()
         attrs = {"schema_version": SCHEMA_VERSION, "n_episodes": 0, "robot": spec.robot, "renderer": spec.renderer}
         attrs |= {"fields": fields, "cameras": spec.cameras, "tasks": spec.tasks, **spec.extra}
+        if spec.optional:
+            attrs["optional"] = spec.optional
         for name in [*fields, "timestamp"]:
             shape, dtype = row_shape(name, attrs)
             create_rows(group, f"data/{name}", shape, dtype)
-        for name, dtype in META.items():
-            create_rows(group, f"meta/{name}", (), dtype, chunk=_META_CHUNK)
+        for name, dtype in meta_dtypes(attrs).items():
+            create_rows(group, f"meta/{name}", (), dtype, chunk=META_CHUNK)
         write_attrs(building, attrs)
         os.rename(building, path)
         return cls(path, "a")
@@ -181,7 +182,7 @@ class Store:
             raise StoreError(f"{self.path}: {errors[0].where}: {errors[0].message}{more}")
         self.group: zarr.Group = group
         self.n_episodes: int = self.attrs["n_episodes"]
-        self.meta = {name: read_meta(self.path, self.group[f"meta/{name}"], self.n_episodes) for name in META}
+        self.meta = {name: read_meta(self.path, self.group[f"meta/{name}"], self.n_episodes) for name in meta_dtypes(self.attrs)}
         self._arrays: dict[str, zarr.Array] = {}
         self._chunk_rows: dict[str, int] = {}
         self._chunks: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
@@ -235,6 +236,11 @@ class Store:
         return self.attrs["tasks"]
 
     @property
+    def optional(self) -> list[str]:
+        """Fields that some episodes may lack."""
+        return self.attrs.get("optional", [])
+
+    @property
     def robot(self) -> str:
         return self.attrs["robot"]
 
@@ -259,12 +265,16 @@ class Store:
         task = int(self.meta["episode_task"][i])
         return self.tasks[task] if task >= 0 else None
 
+    def has(self, name: str, i: int) -> bool:
+        """Whether episode `i` has a field of the store."""
+        return f"has_{name}" not in self.meta or bool(self.meta[f"has_{name}"][i])
+
     def episode(self, i: int) -> Episode:
-        """Episode `i` with all its arrays."""
+        """Episode `i` with the arrays that it has."""
         start, stop = self.bounds(i)
         task = self.task_of(i)
         return Episode(
-            {name: self.read(name, start, stop) for name in [*self.fields, "timestamp"]},
+            {name: self.read(name, start, stop) for name in [*self.fields, "timestamp"] if self.has(name, i)},
             task="" if task is None else task["name"],
             success=bool(self.meta["episode_success"][i]),
             seed=int(self.meta["episode_seed"][i]),
@@ -336,7 +346,7 @@ class Store:
         """
         if self._lock_file is None:
             raise StoreError(f"{self.path} is open for reading; open it with mode 'a' to append.")
-        arrays = self._checked(episode)
+        arrays = self._expected(episode)
         start, number = self.n_rows, self.n_episodes
         stop = start + len(episode)
         tasks = [task["name"] for task in self.tasks]
@@ -345,10 +355,16 @@ class Store:
         if new_task:
             attrs["tasks"] = [*self.tasks, {"name": episode.task, "paraphrases": [episode.task], "held_out": False}]
             tasks.append(episode.task)
-        for name, values in arrays.items():
-            array = self.array(name)
-            array.resize((stop, *array.shape[1:]))
-            array[start:stop] = values
+        try:
+            for name, values in arrays.items():
+                array = self.array(name)
+                array.resize((stop, *array.shape[1:]))
+                for first, block in self._blocks(episode, name, values):
+                    array[start + first : start + first + len(block)] = block
+        except Exception:
+            for name in arrays:
+                self.array(name).resize((start, *self.array(name).shape[1:]))
+            raise
         entry = {
             "episode_ends": stop,
             "episode_task": tasks.index(episode.task) if episode.task else -1,
@@ -356,6 +372,7 @@ class Store:
             "episode_seed": episode.seed,
             "episode_source": episode.source,
             "episode_id": episode.id or f"episode-{number:06d}",
+            **{f"has_{name}": name in episode.arrays for name in self.optional},
         }
         for name, value in entry.items():
             array = open_array(self.group, f"meta/{name}")
@@ -371,8 +388,8 @@ class Store:
             self._cached_bytes = 0
         return number
 
-    def _checked(self, episode: Episode) -> dict[str, np.ndarray]:
-        """The episode's arrays in the store's dtypes, after the checks that keep bad rows out."""
+    def _expected(self, episode: Episode) -> dict[str, Rows]:
+        """The episode's arrays, names, shapes and dtypes checked; zeros for optional ones that it lacks."""
         name_it = f"{self.path}: append of {episode.id or 'an episode'}"
         arrays = dict(episode.arrays)
         if not arrays or len(episode) == 0:
@@ -383,271 +400,48 @@ class Store:
                 raise StoreError(f"{name_it}: no timestamp, and the store has no dt_s to make one from.")
             arrays["timestamp"] = np.arange(len(episode)) * dt_s
         expected = [*self.fields, "timestamp"]
-        if set(arrays) != set(expected):
-            missing, extra = sorted(set(expected) - set(arrays)), sorted(set(arrays) - set(expected))
+        missing, extra = sorted(set(expected) - set(arrays) - set(self.optional)), sorted(set(arrays) - set(expected))
+        if missing or extra:
             raise StoreError(f"{name_it}: missing arrays {missing}, unknown arrays {extra}; expected {expected}.")
+        found: dict[str, Rows] = {}
         for name in expected:
             shape, dtype = row_shape(name, self.attrs)
-            values = np.asarray(arrays[name])
-            if values.shape != (len(episode), *shape):
+            values = arrays.get(name)
+            if values is None:
+                values = np.broadcast_to(np.zeros((), dtype), (len(episode), *shape))
+            values = values if hasattr(values, "dtype") else np.asarray(values)
+            if tuple(values.shape) != (len(episode), *shape):
                 raise StoreError(f"{name_it}: {name} has shape {values.shape}; expected {(len(episode), *shape)}.")
             if not np.can_cast(values.dtype, dtype, "same_kind") or (dtype[0] == "u" and values.dtype != dtype):
                 raise StoreError(f"{name_it}: {name} is {values.dtype}; expected {np.dtype(dtype)}.")
-            if dtype[0] == "f" and not np.isfinite(values).all():
-                step = int(np.argwhere(~np.isfinite(values))[0][0])
-                raise StoreError(f"{name_it}: {name} is NaN or infinite at step {step}. Drop or repair the episode.")
-            arrays[name] = values.astype(dtype, copy=False)
-        if not (np.diff(arrays["timestamp"]) > 0).all():
-            step = int(np.argmin(np.diff(arrays["timestamp"]) > 0)) + 1
-            raise StoreError(f"{name_it}: timestamp does not increase at step {step}; expected seconds, increasing.")
-        return arrays
+            found[name] = values
+        return found
 
-
-# -- the layout, shared with validation and latents --------------------------------------------------------------
-
-
-def row_shape(name: str, attrs: dict[str, Any]) -> tuple[tuple[int, ...], str]:
-    """Shape of one row of data/<name>, and its dtype, as the attributes promise them."""
-    if name == "timestamp":
-        return (), "f8"
-    if name in ("proprio", "action", "executed"):
-        return (len(attrs["fields"][name]["names"]),), "f4"
-    kind, _, camera = name.partition("_")
-    if kind not in ("rgb", "depth") or camera not in attrs["cameras"]:
-        cameras = ", ".join(attrs["cameras"]) or "none"
-        raise StoreError(f"field {name!r}: expected proprio, action, executed, or rgb_/depth_ of a camera ({cameras}).")
-    height, width = attrs["cameras"][camera]["size"]
-    return ((height, width, 3), "u1") if kind == "rgb" else ((height, width), "u2")
-
-
-def create_rows(group: zarr.Group, path: str, shape: tuple[int, ...], dtype: str, chunk: int = 0) -> zarr.Array:
-    """An empty array (0, *shape), chunked over its first axis, compressed, with a checksum where the format has one."""
-    if not chunk:
+    def _blocks(self, episode: Episode, name: str, values: Rows) -> Iterator[tuple[int, np.ndarray]]:
+        """The rows of an array in the store's dtype, in blocks of whole chunks: (first row, rows), checked."""
+        name_it = f"{self.path}: append of {episode.id or 'an episode'}"
+        shape, dtype = row_shape(name, self.attrs)
+        chunk = self.array(name).chunks[0]
         row_bytes = int(np.prod(shape, initial=1)) * np.dtype(dtype).itemsize
-        chunk = int(2 ** np.clip(np.floor(np.log2(max(_CHUNK_BYTES / row_bytes, 1))), 0, 12))
-    options: dict[str, Any] = {"chunk_key_encoding": {"name": "default", "separator": "."}}  # one flat folder an array
-    if group.metadata.zarr_format == 2:
-        options = {"compressors": "auto"}
-    elif dtype == "str":
-        options["compressors"] = [Crc32cCodec()]
-    else:
-        options["compressors"] = [BloscCodec(cname="lz4", clevel=5), Crc32cCodec()]
-    return group.create_array(path, shape=(0, *shape), chunks=(chunk, *shape), dtype=dtype, **options)
-
-
-def open_array(group: zarr.Group, path: str) -> zarr.Array:
-    """An array that also writes chunks of nothing but zeros: for us a chunk that is not there is damage."""
-    return group[path].with_config({"write_empty_chunks": True})
-
-
-def open_checked(path: str | Path) -> tuple[zarr.Group | None, dict[str, Any], list[Finding]]:
-    """Opens a store and checks its structure without reading a row: what `Store` and `validate` have in common.
-
-    Returns: the group (None if there is none), its attributes, what is wrong with it.
-    """
-    path = Path(path)
-    if not (path / "zarr.json").is_file() and not (path / ".zgroup").is_file():
-        reason = "there is nothing at this path" if not path.exists() else "this is not a zarr store"
-        return (
-            None,
-            {},
-            [Finding("error", str(path), f"{reason}; expected a store made by padpolicy collect or {_OWN_RECORDINGS}.")],
-        )
-    try:
-        group = zarr.open_group(path, mode="r+" if os.access(path, os.W_OK) else "r")
-        attrs = group.attrs.asdict()
-    except Exception as error:  # whatever zarr and JSON make of damaged metadata
-        return None, {}, [Finding("error", "attributes", f"the store's metadata cannot be read ({error}). Restore it.")]
-    needed = ("schema_version", "n_episodes", "robot", "renderer", "fields", "cameras", "tasks")
-    if missing := [name for name in needed if name not in attrs]:
-        message = f"{missing} are missing: this is zarr, but not a padpolicy store. Make one with {_OWN_RECORDINGS}."
-        return group, attrs, [Finding("error", "attributes", message)]
-    if attrs["schema_version"] != SCHEMA_VERSION:
-        message = f"schema_version is {attrs['schema_version']}; this padpolicy reads {SCHEMA_VERSION}."
-        return group, attrs, [Finding("error", "attributes", message)]
-    found: list[Finding] = []
-
-    def look(name: str) -> zarr.Array | None:
-        try:
-            return group[name]
-        except KeyError:
-            found.append(Finding("error", name, "the array is missing. Restore it, or record the data again."))
-        except Exception as error:
-            found.append(Finding("error", name, f"its metadata cannot be read ({error}). Restore the file."))
-        return None
-
-    n = attrs["n_episodes"]
-    meta = {name: look(f"meta/{name}") for name in META}
-    for name, array in meta.items():
-        if array is not None and array.shape[0] < n:
-            message = f"it has {array.shape[0]} entries for {n} committed episodes: the array is too short."
-            found.append(Finding("error", f"meta/{name}", message))
-    rows = 0
-    ends_array = meta["episode_ends"]
-    if n and ends_array is not None and not any(finding.where == "meta/episode_ends" for finding in found):
-        try:
-            ends = read_meta(path, ends_array, n)
-        except StoreError as error:
-            return group, attrs, [*found, Finding("error", "meta/episode_ends", str(error))]
-        steps = np.diff(ends, prepend=0)
-        if (steps <= 0).any():
-            i = int(np.argmax(steps <= 0))
-            message = (
-                f"not increasing at episode {i}: its end is {ends[i]}, and the one before ends at "
-                f"{ends[i - 1] if i else 0}. Rebuild the store from its source."
-            )
-            found.append(Finding("error", "meta/episode_ends", message))
-        rows = int(ends.max())
-    for camera in attrs["cameras"]:
-        if not any(f"{kind}_{camera}" in attrs["fields"] for kind in ("rgb", "depth")):
-            message = (
-                f"camera {camera!r} is declared but has neither rgb nor depth. Record it, or remove it from cameras."
-            )
-            found.append(Finding("error", f"cameras/{camera}", message))
-    for name in [*attrs["fields"], "timestamp"]:
-        try:
-            shape, _ = row_shape(name, attrs)
-            if name in ("action", "executed"):
-                ActionSpec.from_dict(attrs["fields"][name])
-        except (ValueError, KeyError, TypeError) as error:
-            found.append(Finding("error", f"fields/{name}", str(error)))
-            continue
-        array = look(f"data/{name}")
-        if array is None:
-            continue
-        if array.shape[1:] != shape:
-            message = f"a row has shape {array.shape[1:]}; the attributes promise {shape}."
-            found.append(Finding("error", f"data/{name}", message))
-        if array.shape[0] < rows:
-            message = (
-                f"it has {array.shape[0]} rows; {rows} are committed: the array is too short. Restore it from a copy, "
-                "or record the data again."
-            )
-            found.append(Finding("error", f"data/{name}", message))
-    return group, attrs, found
-
-
-def read_meta(path: Path, array: zarr.Array, n: int) -> np.ndarray:
-    """The entries of the first `n` episodes in an array of meta/, verified.
-
-    Raises:  StoreError naming episodes and file.
-    """
-    parts = [array[:0]]
-    for chunk in range(-(-n // array.chunks[0])):
-        start = chunk * array.chunks[0]
-        stop = min(start + array.chunks[0], n)
-        file = path / array.path / array.metadata.encode_chunk_key((chunk,))
-        try:
-            if not file.is_file():
-                raise FileNotFoundError("the chunk's file is missing")
-            parts.append(array[start:stop])
-        except Exception as error:  # as in `read_chunk`
-            raise StoreError(
-                f"episodes {start}..{stop - 1} of {array.path} cannot be read: {_reason(error)}. Restore {file} from "
-                "a copy, or rebuild the store."
-            ) from error
-    return np.concatenate(parts)
-
-
-def read_chunk(path: Path, array: zarr.Array, chunk: int, n_rows: int, episode_ends: np.ndarray) -> np.ndarray:
-    """Chunk number `chunk` of an array as far as it is committed, decoded and verified.
-
-    Raises:  StoreError naming array, episode, step and file.
-    """
-    start = chunk * array.chunks[0]
-    stop = min(start + array.chunks[0], n_rows, array.shape[0])
-    file = path / array.path / array.metadata.encode_chunk_key((chunk, *[0] * (array.ndim - 1)))
-    try:
-        if array.chunks[1:] == array.shape[1:] and not file.is_file():
-            raise FileNotFoundError("the chunk's file is missing")
-        decoded = _decode_ours(array, file)
-        return array[start:stop] if decoded is None else decoded[: stop - start]
-    except Exception as error:  # the checksum, the decompressor and the file system each raise their own
-        episode = int(np.searchsorted(episode_ends, start, side="right"))
-        first = int(episode_ends[episode - 1]) if episode else 0
-        last = int(np.searchsorted(episode_ends, stop - 1, side="right"))
-        raise StoreError(
-            f"{array.path}: rows {start}..{stop - 1} (episode {episode}, step {start - first}, to episode {last}) "
-            f"cannot be read: {_reason(error)}. Restore {file} from a copy, or rebuild the store."
-        ) from error
-
-
-def _reason(error: Exception) -> str:
-    return str(error).split(". Stored")[0]  # zarr goes on with the two checksums
-
-
-def _decode_ours(array: zarr.Array, file: Path) -> np.ndarray | None:
-    """A chunk with the codecs that `create_rows` chooses, three to five times faster than through zarr.
-
-    Returns None for any other array: zarr reads those.
-    """
-    codecs = [type(codec) for codec in getattr(array.metadata, "codecs", ())]
-    if codecs != [BytesCodec, BloscCodec, Crc32cCodec] or array.chunks[1:] != array.shape[1:]:
-        return None
-    data = file.read_bytes()
-    if google_crc32c.value(data[:-4]).to_bytes(4, "little") != data[-4:]:
-        raise ValueError("stored and computed checksum do not match")
-    dtype = array.dtype.newbyteorder("<")
-    return np.frombuffer(_BLOSC.decode(data[:-4]), dtype).reshape(array.chunks)
-
-
-def write_attrs(group_path: Path, attrs: dict[str, Any]) -> None:
-    """Replaces a group's attributes by an atomic rename."""
-    file, document = group_path / ".zattrs", attrs
-    if (group_path / "zarr.json").is_file():
-        file = group_path / "zarr.json"
-        document = {"zarr_format": 3, "node_type": "group", "attributes": attrs}
-    temporary = file.with_name(f"{file.name}.{os.getpid()}.partial")
-    with open(temporary, "w", encoding="utf-8") as stream:
-        json.dump(document, stream, indent=1)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, file)
-
-
-def remove_leftovers(folder: Path, *below: str) -> None:
-    """Deletes what writes left that were killed before their rename: in a folder, and anywhere in those `below` it.
-
-    Only whoever holds the lock of them may.
-    """
-    leftovers = [*folder.glob("*.partial"), *(file for name in below for file in (folder / name).rglob("*.partial"))]
-    for leftover in leftovers:
-        leftover.unlink(missing_ok=True)
-
-
-def lock(path: Path) -> IO[str]:
-    """Takes the writer's lock of a store or a part of it; closing the stream gives it back.
-
-    The operating system drops it when this process ends, however it ends: no lock is ever stale.
-
-    Raises:  LockedError if another process has it.
-    """
-    stream = open(path / ".lock", "a+", encoding="utf-8")  # noqa: SIM115  held open for as long as the store is
-    try:
-        _lock_exclusively(stream)
-    except OSError as error:
-        if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-            stream.close()
-            raise StoreError(f"{path}: its file system has no locks ({error.strerror}). Keep it on another.") from error
-        stream.seek(0)
-        pid = stream.read().strip() or "unknown"
-        stream.close()
-        raise LockedError(
-            f"{path} is being written by process {pid}. One process writes at a time: wait for it, or stop it."
-        ) from None
-    stream.seek(0)
-    stream.truncate()
-    stream.write(str(os.getpid()))
-    stream.flush()
-    return stream
-
-
-def _lock_exclusively(stream: IO[str]) -> None:
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        import msvcrt
-
-        msvcrt.locking(stream.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-    else:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        size = max(_BLOCK_BYTES // (row_bytes * chunk), 1) * chunk
+        size -= self.n_rows % chunk if size > chunk else 0  # the first block ends where a chunk does; so do the others
+        first, before_s = 0, -np.inf
+        while first < len(episode):
+            block = np.asarray(values[first : first + size]).astype(dtype, copy=False)
+            expected = min(size, len(episode) - first)
+            if len(block) != expected:
+                raise StoreError(f"{name_it}: {name} ends at step {first + len(block)}; expected {len(episode)} steps.")
+            if dtype[0] == "f" and not np.isfinite(block).all():
+                step = first + int(np.argwhere(~np.isfinite(block))[0][0])
+                raise StoreError(f"{name_it}: {name} is NaN or infinite at step {step}. Drop or repair the episode.")
+            if name == "timestamp":
+                ahead = np.diff(block, prepend=before_s) > 0
+                if not ahead.all():
+                    step = first + int(np.argmin(ahead))
+                    raise StoreError(
+                        f"{name_it}: timestamp does not increase at step {step}; expected seconds, increasing."
+                    )
+                before_s = float(block[-1])
+            yield first, block
+            first += len(block)
+            size = max(_BLOCK_BYTES // (row_bytes * chunk), 1) * chunk

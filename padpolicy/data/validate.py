@@ -10,7 +10,7 @@ import numpy as np
 import zarr
 
 from padpolicy.data.actions import ActionSpec
-from padpolicy.data.store import META, Finding, StoreError, open_checked, read_chunk, read_meta
+from padpolicy.data.layout import Finding, StoreError, meta_dtypes, open_checked, read_chunk, read_meta
 
 _IRREGULAR = 0.5  # share of the usual step by which a step may differ before it is reported
 
@@ -89,7 +89,7 @@ def _check_videos(folder: Path) -> list[Finding]:
 def _check_episodes(path: Path, group: zarr.Group, attrs: dict, n: int, damaged: set[str]) -> list[Finding]:
     found = []
     meta = {}
-    for name in META:
+    for name in meta_dtypes(attrs):
         if f"meta/{name}" in damaged:
             continue
         try:

@@ -26,7 +26,8 @@ from pathlib import Path
 import numpy as np
 
 from padpolicy.data.letterbox import letterbox
-from padpolicy.data.store import Episode, LockedError, Store, StoreError, StoreSpec, lock, write_attrs
+from padpolicy.data.layout import LockedError, StoreError, lock, write_attrs
+from padpolicy.data.store import Episode, Store, StoreSpec
 
 CAMERA = "video"  # the camera's name in the cached store
 SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v")

@@ -9,7 +9,7 @@ from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
 from padpolicy.diffusion import path
 from padpolicy.diffusion.guidance import Guidance
-from padpolicy.diffusion.objective import SMALLEST_TAU, Objective
+from padpolicy.diffusion.objective import Objective
 from padpolicy.diffusion.sampler import euler, sample
 
 FLOW, CLEAN, DDPM = Objective("flow"), Objective("flow", frozenset({"x"})), Objective("ddpm")
@@ -76,12 +76,12 @@ def test_a_perfect_denoiser_recovers_one_clean_sample(objective, steps):
     assert torch.allclose(sample(objective, perfect, {"x": start}, steps)["x"], x0, atol=1e-4)
 
 
-def test_an_answer_and_its_velocity_have_the_same_error():
-    x0, noise, tau = torch.randn(8, 3), torch.randn(8, 3), torch.linspace(SMALLEST_TAU, 1, 8)
+def test_the_error_of_a_clean_answer_is_that_of_its_velocity_times_tau_squared():
+    x0, noise, tau = torch.randn(8, 3), torch.randn(8, 3), torch.linspace(0.1, 1, 8)
     x, clean = FLOW.mix(x0, noise, tau), torch.randn(8, 3)
     velocity = torch.stack([CLEAN.velocity("x", clean[i], x[i], float(tau[i])) for i in range(8)])
     of_clean = CLEAN.error("x", clean, x0, noise, tau)
-    assert torch.allclose(of_clean, FLOW.error("x", velocity, x0, noise, tau), rtol=1e-3)
+    assert torch.allclose(of_clean, tau[:, None] ** 2 * FLOW.error("x", velocity, x0, noise, tau), rtol=1e-3, atol=1e-5)
     assert not torch.allclose(of_clean, CLEAN.error("another", clean, x0, noise, tau), rtol=1e-3)
 
 
