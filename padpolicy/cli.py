@@ -22,6 +22,7 @@ padpolicy: a robot policy from demonstrations and videos, by denoising the futur
   padpolicy collect env=tabletop episodes_per_task=N seed=S out=PATH     demonstrations by scripted experts
   padpolicy train experiment=NAME [data.path=PATH] out=DIR               the same command again resumes
   padpolicy eval checkpoint=DIR|tabletop env=NAME out=DIR                success table, videos, one HTML page
+  padpolicy convert SRC DST [--to FORMAT]                other people's recordings in, or ours out; --help
   padpolicy validate PATH [--json]                       is this dataset sound? exit code 1 if not
   padpolicy info PATH                                    what is in a dataset or a checkpoint
   padpolicy doctor [--json]                              what this machine has, and what to do about the rest
@@ -64,7 +65,7 @@ def _dispatch(arguments: list[str]) -> int:
     if verb not in VERBS:
         raise config.ConfigError(f"unknown command {verb!r}. padpolicy knows: {', '.join(VERBS)}.")
     about = inspect.getdoc(VERBS[verb]) or ""
-    if "-h" in rest or "--help" in rest:
+    if ("-h" in rest or "--help" in rest) and verb != "convert":
         print(settings_help(verb, about) if verb in CONFIGURED else about)
         return 0
     if verb not in CONFIGURED:
@@ -144,6 +145,38 @@ def validate(arguments: list[str]) -> int:
     return 1 if errors else 0
 
 
+def convert(arguments: list[str]) -> int:
+    """padpolicy convert SRC DST [--to ours|replay_buffer|lerobot] [options]
+
+    Reads whatever recording is at SRC (our own stores, LeRobotDataset v2.1 and v3.0, ReplayBuffer zarr, robomimic HDF5,
+    RLDS tfrecords, folders of video files) and writes it at DST. The same command again goes on where one was stopped.
+    """
+    from padpolicy.data.convert import Options, convert
+    from padpolicy.progress import counted_bar
+    from padpolicy.settings import options_help, parse_options
+
+    if "-h" in arguments or "--help" in arguments:
+        print("\n".join([inspect.getdoc(VERBS["convert"]) or "", "", *options_help(Options)]))
+        return 0
+    to = "ours"
+    for i, argument in enumerate(arguments):
+        if argument == "--to" or argument.startswith("--to="):
+            to = argument.partition("=")[2] or "".join(arguments[i + 1 : i + 2])
+            arguments = arguments[:i] + arguments[i + (1 if "=" in argument else 2) :]
+            break
+    options, paths = parse_options(Options, arguments)
+    if len(paths) != 2:
+        raise config.ConfigError(f"usage: padpolicy convert SRC DST [--to FORMAT] [options]; got {len(paths)} paths.")
+    with counted_bar("episodes") as advance:
+        done = convert(paths[0], paths[1], to, options, advance)
+    for note in done.notes:
+        print(f"note: {note}")
+    for name, reason in done.skipped.items():
+        print(f"left out: {name}: {reason}")
+    print(f"Converted {done.format}: {done.episodes} episodes. Next: padpolicy validate {done.path}")
+    return 0
+
+
 def info(arguments: list[str]) -> int:
     """padpolicy info PATH
 
@@ -186,6 +219,7 @@ VERBS: dict[str, Callable[[Any], int]] = {
     "collect": collect,
     "train": train,
     "eval": evaluate,
+    "convert": convert,
     "validate": validate,
     "info": info,
     "doctor": doctor,

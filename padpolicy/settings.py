@@ -1,21 +1,25 @@
-"""The settings of a verb as text: what `padpolicy VERB --help` prints."""
+"""Settings on the command line: as text, what `padpolicy VERB --help` prints; and a dataclass as --options."""
 
 from __future__ import annotations
 
 import ast
+import dataclasses
 import inspect
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from types import ModuleType
+from typing import Any, TypeVar
 
 from padpolicy import config
 from padpolicy.shipped import shipped
+
+T = TypeVar("T")
 
 
 def settings_help(verb: str, about: str) -> str:
     """All settings of a verb with default and comment, read from the source of padpolicy/config.py, their only home."""
     schema = config.SCHEMAS[verb]
     lines = [f"padpolicy {verb} key=value …", "", about, ""]
-    comments = _comments()
+    comments = _comments(config)
     rows = list(_rows(schema(), "", comments))
     width = min(34, max(len(f"{key}={value}") for key, value, _ in rows))
     for key, value, comment in rows:
@@ -46,9 +50,53 @@ def _yaml(value: Any) -> str:
     return str(value) if value != "" else "''"
 
 
-def _comments() -> dict[tuple[str, str], str]:
+def options_help(cls: type) -> list[str]:
+    """A line per field of a dataclass, as --options."""
+    comments = _comments(inspect.getmodule(cls) or config)
+    rows = []
+    for item in dataclasses.fields(cls):
+        value = "" if item.default is False else f" {item.name.rpartition('_')[2].upper()}"
+        rows.append((f"--{item.name.replace('_', '-')}{value}", comments.get((cls.__name__, item.name), "")))
+    width = max(len(option) for option, _ in rows)
+    return [f"  {option:{width}}  {comment}".rstrip() for option, comment in rows]
+
+
+def parse_options(cls: type[T], arguments: Sequence[str]) -> tuple[T, list[str]]:
+    """--options as an instance of a dataclass of str, int, float, bool and tuples of str; and the other arguments.
+
+    Raises:  ConfigError for an unknown option, a missing value or one of the wrong type.
+    """
+    defaults = {f"--{item.name.replace('_', '-')}": item for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    others: list[str] = []
+    rest = list(arguments)
+    while rest:
+        option, equals, value = rest.pop(0).partition("=")
+        if not option.startswith("--"):
+            others.append(option + equals + value)
+            continue
+        if option not in defaults:
+            raise config.ConfigError(f"unknown option {option}; there are {', '.join(defaults)}.")
+        item = defaults[option]
+        if isinstance(item.default, bool):
+            values[item.name] = True
+            continue
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                raise config.ConfigError(f"{option} needs a value.")
+            value = rest.pop(0)
+        try:
+            kind: Any = type(item.default)
+            values[item.name] = tuple(value.split(",")) if kind is tuple else kind(value)
+        except ValueError:
+            expected = {int: "a whole number", float: "a number"}[kind]
+            raise config.ConfigError(f"{option} {value}: expected {expected}.") from None
+    return cls(**values), others
+
+
+def _comments(module: ModuleType) -> dict[tuple[str, str], str]:
     """(class, setting) -> the comment on the line where the setting begins."""
-    source = inspect.getsource(config)
+    source = inspect.getsource(module)
     text = source.splitlines()
     found = {}
     for node in ast.parse(source).body:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-KINDS = ("absolute", "delta", "relative_to_chunk_start")
+KINDS = ("absolute", "delta", "relative_to_chunk_start", "unknown")
 ROTATION_DIMS = {"none": 0, "yaw": 1, "6d": 6}
 GRIPPERS = ("binary", "continuous", "none")
 IDENTITY_6D = np.array([1, 0, 0, 0, 1, 0], np.float64)
@@ -30,7 +30,8 @@ IDENTITY_6D = np.array([1, 0, 0, 0, 1, 0], np.float64)
 class ActionSpec:
     """The meaning of each action dimension. Raises ValueError where the parts contradict each other."""
 
-    kind: str  # "absolute", "delta" (from the step before) or "relative_to_chunk_start" (from the anchor)
+    kind: str  # "absolute", "delta" (from the step before), "relative_to_chunk_start" (from the anchor), or "unknown":
+    #            a policy can be trained on that, but nobody can say what its numbers command, so no robot obeys it
     names: list[str]  # one per dimension, in order
     dt_s: float  # seconds from one action to the next
     frame: str = "base"  # "base": deltas along fixed axes; "tool": along the end-effector's own axes
@@ -174,6 +175,11 @@ def _checked(chunk_TA: np.ndarray, anchor_A: np.ndarray, spec: ActionSpec) -> tu
     chunk_TA, anchor_A = np.asarray(chunk_TA, np.float64), np.asarray(anchor_A, np.float64)
     if chunk_TA.ndim != 2 or chunk_TA.shape[1] != spec.dim:
         raise ValueError(f"chunk has shape {chunk_TA.shape}; expected (T, {spec.dim}): {spec.names}.")
+    if spec.kind == "unknown":
+        raise ValueError(
+            "the kind of these actions is 'unknown', so they cannot become waypoints and no robot may be sent them. Find "
+            "out whether they are absolute or delta, and convert the recording with --action-kind."
+        )
     if anchor_A.shape != (spec.dim,):
         raise ValueError(f"anchor has shape {anchor_A.shape}; expected ({spec.dim},): {spec.names}.")
     return chunk_TA, anchor_A

@@ -26,6 +26,7 @@ are errors too: zarr would read them as zeros.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import threading
@@ -94,6 +95,16 @@ class StoreSpec:
         if unknown := sorted(set(self.optional) - set(fields) | set(self.optional) & {"action", "executed"}):
             raise StoreError(f"optional {unknown}: expected cameras' fields or proprio, of {sorted(fields)}.")
         return fields
+
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; `from_dict` is its inverse."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> StoreSpec:
+        action = values.get("action")
+        return cls(**values | {"action": None if action is None else ActionSpec.from_dict(action)})
 
 
 class Rows(Protocol):
@@ -253,6 +264,25 @@ class Store:
         """None for an action-free store."""
         values = self.fields.get("action")
         return None if values is None else ActionSpec.from_dict(values)
+
+    @property
+    def spec(self) -> StoreSpec:
+        """What a store would be created with that takes this one's episodes."""
+        fields = self.fields
+        known = {"schema_version", "n_episodes", "fields", "cameras", "tasks", "robot", "renderer", "optional"}
+        return StoreSpec(
+            cameras=self.cameras,
+            depth_cameras=[name.removeprefix("depth_") for name, entry in fields.items() if entry["kind"] == "depth"],
+            proprio=fields.get("proprio"),
+            action=self.action_spec,
+            executed="executed" in fields,
+            optional=self.optional,
+            robot=self.robot,
+            renderer=self.renderer,
+            dt_s=max((entry.get("dt_s") or 0 for entry in fields.values()), default=0.0),
+            tasks=self.tasks,
+            extra={name: value for name, value in self.attrs.items() if name not in known},
+        )
 
     def bounds(self, i: int) -> tuple[int, int]:
         """First row of episode `i` and the row behind its last."""
