@@ -23,6 +23,7 @@ padpolicy: a robot policy from demonstrations and videos, by denoising the futur
   padpolicy train experiment=NAME [data.path=PATH] out=DIR               the same command again resumes
   padpolicy eval checkpoint=DIR|tabletop env=NAME out=DIR                success table, videos, one HTML page
   padpolicy convert SRC DST [--to FORMAT]                other people's recordings in, or ours out; --help
+  padpolicy encode PATH encoder=NAME                     latents once, beside the pixels
   padpolicy validate PATH [--json]                       is this dataset sound? exit code 1 if not
   padpolicy info PATH                                    what is in a dataset or a checkpoint
   padpolicy doctor [--json]                              what this machine has, and what to do about the rest
@@ -33,7 +34,8 @@ Settings are key=value. `padpolicy VERB --help` lists them with their defaults; 
 would run. Exit codes: 0 done, 1 findings (validate, doctor), 2 something you gave cannot be used.
 PADPOLICY_DEBUG=1 shows the traceback behind an error."""
 
-CONFIGURED = ("quickstart", "collect", "train", "eval", "bench")
+CONFIGURED = ("quickstart", "collect", "train", "eval", "encode", "bench")
+POSITIONAL = {"encode": "path"}  # a first argument without = is this setting
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,6 +73,8 @@ def _dispatch(arguments: list[str]) -> int:
     if verb not in CONFIGURED:
         return VERBS[verb](rest)
     show_only = "--cfg" in rest
+    if verb in POSITIONAL and rest and not rest[0].startswith("-") and "=" not in rest[0]:
+        rest = [f"{POSITIONAL[verb]}={rest[0]}", *rest[1:]]
     flags = [a for a in rest if a.startswith("--") and a != "--cfg"]
     if flags:
         raise config.ConfigError(f"padpolicy {verb} has no option {flags[0]}; settings are written key=value.")
@@ -177,6 +181,28 @@ def convert(arguments: list[str]) -> int:
     return 0
 
 
+def encode(cfg: config.EncodeConfig) -> int:
+    """Every frame of PATH as latents, once, kept beside the pixels; the same command again goes on where it stopped."""
+    from functools import partial
+
+    from padpolicy.data.latents import encode_store
+    from padpolicy.data.store import Store
+    from padpolicy.device import pick_device
+    from padpolicy.encoders.image import ImageEncoder
+    from padpolicy.progress import counted_bar
+
+    device, cameras = pick_device(cfg.device), cfg.cameras or list(Store.open(cfg.path).cameras)
+    workers = cfg.workers if device == "cpu" else 0
+    encoder = ImageEncoder.load(cfg.encoder, device)
+    load = partial(ImageEncoder.load, cfg.encoder, "cpu")
+    with counted_bar("frames") as advance:
+        new = encode_store(
+            cfg.path, encoder, cameras, cfg.image_size, lambda done, total: advance(done, total, ""), workers, load
+        )
+    print(f"Encoded: {new} new frames of {cfg.path} by {cfg.encoder} ({encoder.fingerprint}).")
+    return 0
+
+
 def info(arguments: list[str]) -> int:
     """padpolicy info PATH
 
@@ -220,6 +246,7 @@ VERBS: dict[str, Callable[[Any], int]] = {
     "train": train,
     "eval": evaluate,
     "convert": convert,
+    "encode": encode,
     "validate": validate,
     "info": info,
     "doctor": doctor,

@@ -27,8 +27,9 @@ class ConfigError(ValueError):
 class DataConfig:
     """What is learned from: demonstrations, videos, and what is cut out of them."""
 
-    path: str = ""  # zarr store of robot demonstrations, "shipped:sample/NAME" for ours; "" trains on videos alone
-    videos: list[str] = field(default_factory=list)  # action-free sources: stores, or folders of video files
+    path: str = ""  # zarr store of robot demonstrations, a folder or a URL (s3://…), "shipped:sample/NAME" for ours
+    more: list[str] = field(default_factory=list)  # other stores of demonstrations; PATH@3: its windows thrice as often
+    videos: list[str] = field(default_factory=list)  # action-free: stores, or folders of video files; PATH@3 as above
     video_ratio: float = 0.3  # share of samples from `videos` when both are given (PAD: 0.3)
     video_camera: str = "front"  # the camera name that frames of video folders take
     video_speed: float = 1.0  # >1: the video shows things faster than the robot does them
@@ -222,6 +223,18 @@ class CollectConfig:
 
 
 @dataclass
+class EncodeConfig:
+    """`padpolicy encode`."""
+
+    path: str = MISSING  # the store; its latents are kept in it
+    encoder: str = "shipped:vae"  # as encoders.image of training: AutoencoderKL by name, folder or "shipped:NAME"
+    cameras: list[str] = field(default_factory=list)  # empty: all
+    image_size: int = 96  # as data.image_size of training: frames of another size are letterboxed first
+    workers: int = 2  # processes that encode, on a CPU; a GPU does it in one
+    device: str = "auto"  # "auto" (a GPU if there is one), "cpu", "cuda", ...
+
+
+@dataclass
 class QuickstartConfig:
     """`padpolicy quickstart`."""
 
@@ -252,6 +265,7 @@ SCHEMAS = {
     "train": TrainConfig,
     "eval": EvalConfig,
     "collect": CollectConfig,
+    "encode": EncodeConfig,
     "quickstart": QuickstartConfig,
     "bench": BenchConfig,
 }
@@ -276,6 +290,7 @@ _AT_LEAST = {
     "data.obs_steps": 1,
     "data.chunk_steps": 1,
     "data.workers": 0,
+    "image_size": 1,
     "diffusion.action_draws": 1,
     "diffusion.steps": 1,
     "training.steps": 1,
@@ -360,6 +375,7 @@ def load(verb: str, overrides: Sequence[str] = ()) -> Any:
         raise ConfigError(_explain(verb, overrides, error)) from None
     if isinstance(cfg, TrainConfig):
         cfg.data.path = _shipped_data(cfg.data.path)
+        cfg.data.more = [_shipped_data(path) for path in cfg.data.more]
         cfg.data.videos = [_shipped_data(path) for path in cfg.data.videos]
     if isinstance(cfg, EvalConfig):
         cfg.demonstrations, cfg.imagination = _shipped_data(cfg.demonstrations), _shipped_data(cfg.imagination)
@@ -390,7 +406,7 @@ def changed(before: dict[str, Any], cfg: TrainConfig) -> list[str]:
     def may(key: str, was: Any, now: Any) -> bool:
         if key == "data.path":  # stores may move, but not come or go
             return bool(was) == bool(now)
-        if key == "data.videos":
+        if key in ("data.more", "data.videos"):
             return len(was or ()) == len(now or ())
         return key in _MAY_CHANGE or key.split(".")[0] in _MAY_CHANGE
 
@@ -494,6 +510,7 @@ def check(cfg: Any) -> None:
 
 def _check_train(cfg: TrainConfig, need: Callable[[bool, str], None]) -> None:
     data, model, diffusion, training = cfg.data, cfg.model, cfg.diffusion, cfg.training
+    need(bool(data.path) or not data.more, "data.more=[…] stands beside data.path=STORE: give that one first.")
     need(bool(data.path or data.videos), "Nothing to train on: give data.path=STORE, data.videos=[FOLDER, …] or both.")
     need(data.dt_s > 0, f"data.dt_s={data.dt_s}: seconds between actions, more than 0.")
     need(

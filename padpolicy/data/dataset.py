@@ -18,6 +18,7 @@ from padpolicy.batch import Batch, Sample, collate
 from padpolicy.config import DataConfig
 from padpolicy.data import windows
 from padpolicy.data.actions import ActionSpec, hold_action
+from padpolicy.data.files import locate
 from padpolicy.data.latents import cached_latents
 from padpolicy.data.letterbox import letterbox
 from padpolicy.data.normalizer import Normalizer
@@ -69,8 +70,8 @@ class Source:
         """What the store calls the camera that the settings call `camera`."""
         return self._camera_names.get(camera, camera)
 
-    def _choose_arrays(self, fingerprint: str, pixels: bool) -> list[tuple[str, str, str]]:
-        """What a sample reads: (time axis, field name, array name)."""
+    def _choose_arrays(self, fingerprint: str, pixels: bool) -> list[tuple[str, str, str, str]]:
+        """What a sample reads: (time axis, field name, array name, the store's field behind it)."""
         cfg, reads = self.cfg, []
         for axis, cameras, depth_cameras in (
             ("obs", cfg.cameras, cfg.depth_cameras),
@@ -81,24 +82,32 @@ class Source:
                 latents = cached_latents(self.store, fingerprint, stored, cfg.image_size) if fingerprint else None
                 looked_at = pixels and axis == "obs"
                 if latents is not None and (not looked_at or camera in cfg.future_cameras):
-                    reads.append((axis, f"{axis}.latent_{camera}", latents))
+                    reads.append((axis, f"{axis}.latent_{camera}", latents, f"rgb_{stored}"))
                 if f"rgb_{stored}" in self.store.fields and (looked_at or latents is None):
-                    reads.append((axis, f"{axis}.rgb_{camera}", f"rgb_{stored}"))
+                    reads.append((axis, f"{axis}.rgb_{camera}", f"rgb_{stored}", f"rgb_{stored}"))
             for camera in depth_cameras:
                 stored = self.stored_name(camera)
                 if f"depth_{stored}" in self.store.fields:
-                    reads.append((axis, f"{axis}.depth_{camera}", f"depth_{stored}"))
+                    reads.append((axis, f"{axis}.depth_{camera}", f"depth_{stored}", f"depth_{stored}"))
         if not self.action_free and "proprio" in self.store.fields:
-            reads.append(("obs", "obs.proprio", "proprio"))
+            reads.append(("obs", "obs.proprio", "proprio", "proprio"))
         return reads
 
     @property
     def fields(self) -> set[str]:
         """Names of the fields its samples have."""
-        return {name for _, name, _ in self._reads} | (set() if self.action_free else {"action"})
+        return {name for _, name, _, _ in self._reads} | (set() if self.action_free else {"action"})
 
     def n_windows(self, split: str = "train") -> int:
         return len(self.rows[split])
+
+    def rows_with(self, name: str) -> np.ndarray:
+        """Training rows of the episodes that have a field of the store."""
+        rows = self.rows["train"]
+        if name not in self.store.optional:
+            return rows
+        there = self.store.meta[f"has_{name}"].astype(bool)
+        return rows[there[np.searchsorted(self.store.episode_ends, rows, side="right")]]
 
     def sample(self, i: int, rng: np.random.Generator, split: str = "train") -> Sample:
         """Window `i` of a split. `rng` draws the wording."""
@@ -107,7 +116,9 @@ class Source:
         start, stop = self.store.bounds(episode)
         parts = windows.window(now, start, stop, self.timestamp_s, self.window_spec, self.speed)
         sample = Sample(robot=self.robot, text=self._wording(episode, rng))
-        for axis, name, array in self._reads:
+        for axis, name, array, behind in self._reads:
+            if not self.store.has(behind, episode):
+                continue
             values = self.store.rows(array, parts[axis].rows)
             if array.startswith(("rgb_", "depth_")):
                 values = letterbox(values, self.cfg.image_size)
@@ -170,8 +181,8 @@ def open_source(
 
     Raises:  StoreError if it is neither, or damaged.
     """
-    path = Path(path)
-    if path.is_dir() and not (path / "zarr.json").is_file() and not (path / ".zgroup").is_file():
+    path = locate(path)
+    if isinstance(path, Path) and path.is_dir() and not (path / "zarr.json").is_file() and not (path / ".zgroup").is_file():
         from padpolicy.data import video  # needs PyAV, and only here
 
         store = video.open_folder(path, cfg.image_size)
@@ -184,18 +195,20 @@ def open_source(
 class Mixture:
     """Several sources drawn from by ratio: `ratio` of the samples from action-free ones, the rest from the others.
 
-    Within each kind every window is equally likely. With sources of one kind only, the ratio does not matter.
+    Within each kind every window is equally likely, times the weight of its source. With sources of one kind only, the
+    ratio does not matter.
     """
 
-    def __init__(self, sources: Sequence[Source], ratio: float = 0.0) -> None:
+    def __init__(self, sources: Sequence[Source], ratio: float = 0.0, weights: Sequence[float] = ()) -> None:
         if not sources:
             raise StoreError("nothing to train on: no source was given.")
         self.sources = list(sources)
+        self.source_weights = list(weights) or [1.0] * len(self.sources)
         self._check()
         self._weights = {split: self._split_weights(split, ratio) for split in SPLITS}
 
     def _split_weights(self, split: str, ratio: float) -> np.ndarray:
-        counts = np.array([source.n_windows(split) for source in self.sources], np.float64)
+        counts = np.array([source.n_windows(split) for source in self.sources], np.float64) * self.source_weights
         free = np.array([source.action_free for source in self.sources])
         n_free, n_robot = counts[free].sum(), counts[~free].sum()
         share = 1.0 if not n_robot else 0.0 if not n_free else ratio
@@ -249,6 +262,12 @@ class Mixture:
                     f"{robots[0].store.path} has the actions {robots[0].action_spec}, {source.store.path} has "
                     f"{source.action_spec}: one policy needs one action space. Convert one of them."
                 )
+            mine, its = (s.store.fields.get("proprio", {}).get("names") for s in (robots[0], source))
+            if mine and its and mine != its:
+                raise StoreError(
+                    f"{robots[0].store.path} has the proprioception {mine}, {source.store.path} has {its}: one policy "
+                    "reads one kind. Convert one of them (--proprio)."
+                )
 
     @property
     def robot_sources(self) -> list[Source]:
@@ -301,19 +320,37 @@ class Mixture:
         for source in self.robot_sources:
             for name in ("action", "proprio"):
                 if name in source.store.fields:
-                    rows = source.store.rows(name, source.rows["train"])
+                    rows = source.store.rows(name, source.rows_with(name))
                     parts.setdefault(source.robot, {}).setdefault(name, []).append(rows)
         data = {robot: {n: np.concatenate(p) for n, p in fields.items()} for robot, fields in parts.items()}
         return Normalizer.fit(data, spec, self.proprio_names)
 
 
 def open_mixture(cfg: DataConfig, fingerprint: str = "", pixels: bool = False) -> Mixture:
-    """The sources that the settings name: `data.path` as robot data, `data.videos` as action-free."""
-    sources = [open_source(cfg.path, cfg, False, fingerprint, pixels)] if cfg.path else []
-    if sources and sources[0].action_free:
-        raise StoreError(f"data.path={cfg.path} has no actions, so no policy comes of it. Give it as data.videos=[…].")
-    sources += [open_source(path, cfg, True, fingerprint, pixels) for path in cfg.videos]
-    return Mixture(sources, cfg.video_ratio)
+    """The sources that the settings name: `data.path` and `data.more` as robot data, `data.videos` as action-free."""
+    sources, weights = [], []
+    named = [("data.path", cfg.path)] if cfg.path else []
+    named += [("data.more", path) for path in cfg.more] + [("data.videos", path) for path in cfg.videos]
+    for setting, path in named:
+        path, weight = _weighted(path)
+        source = open_source(path, cfg, setting == "data.videos", fingerprint, pixels)
+        if source.action_free and setting != "data.videos":
+            raise StoreError(f"{setting}={path} has no actions, so no policy comes of it. Give it as data.videos=[…].")
+        sources.append(source)
+        weights.append(weight)
+    return Mixture(sources, cfg.video_ratio, weights)
+
+
+def _weighted(path: str) -> tuple[str, float]:
+    """`PATH@3` -> PATH, 3; a path without a number behind an @ has the weight 1."""
+    before, at, weight = path.rpartition("@")
+    try:
+        value = float(weight) if at else 1.0
+    except ValueError:
+        return path, 1.0
+    if not 0 < value < float("inf"):
+        raise StoreError(f"{path}: the weight behind @ is {weight}; expected a number above 0.")
+    return (before if at else path), value
 
 
 class BatchStream:

@@ -19,6 +19,7 @@ import zarr
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec
 
 from padpolicy.data.actions import ActionSpec
+from padpolicy.data.files import is_writable, locate, open_root, read_file
 
 SCHEMA_VERSION = 1
 META = {
@@ -96,16 +97,21 @@ def open_checked(path: str | Path) -> tuple[zarr.Group | None, dict[str, Any], l
 
     Returns: the group (None if there is none), its attributes, what is wrong with it.
     """
-    path = Path(path)
-    if not (path / "zarr.json").is_file() and not (path / ".zgroup").is_file():
-        reason = "there is nothing at this path" if not path.exists() else "this is not a zarr store"
+    path = locate(path)
+    try:
+        is_zarr = any(read_file(path, name) is not None for name in ("zarr.json", ".zgroup"))
+    except Exception as error:  # whatever an object store makes of a wrong key, endpoint or name
+        return None, {}, [Finding("error", str(path), f"it cannot be reached: {error}")]
+    if not is_zarr:
+        nothing = isinstance(path, str) or not path.exists()
+        reason = "there is nothing at this path" if nothing else "this is not a zarr store"
         return (
             None,
             {},
             [Finding("error", str(path), f"{reason}; expected a store made by padpolicy collect or {_OWN_RECORDINGS}.")],
         )
     try:
-        group = zarr.open_group(path, mode="r+" if os.access(path, os.W_OK) else "r")
+        group = open_root(path, "r+" if is_writable(path) else "r")
         attrs = group.attrs.asdict()
     except Exception as error:  # whatever zarr and JSON make of damaged metadata
         return None, {}, [Finding("error", "attributes", f"the store's metadata cannot be read ({error}). Restore it.")]
@@ -178,7 +184,7 @@ def open_checked(path: str | Path) -> tuple[zarr.Group | None, dict[str, Any], l
     return group, attrs, found
 
 
-def read_meta(path: Path, array: zarr.Array, n: int) -> np.ndarray:
+def read_meta(path: Path | str, array: zarr.Array, n: int) -> np.ndarray:
     """The entries of the first `n` episodes in an array of meta/, verified.
 
     Raises:  StoreError naming episodes and file.
@@ -187,39 +193,41 @@ def read_meta(path: Path, array: zarr.Array, n: int) -> np.ndarray:
     for chunk in range(-(-n // array.chunks[0])):
         start = chunk * array.chunks[0]
         stop = min(start + array.chunks[0], n)
-        file = path / array.path / array.metadata.encode_chunk_key((chunk,))
+        file = f"{array.path}/{array.metadata.encode_chunk_key((chunk,))}"
         try:
-            if not file.is_file():
+            if read_file(path, file) is None:
                 raise FileNotFoundError("the chunk's file is missing")
             parts.append(array[start:stop])
         except Exception as error:  # as in `read_chunk`
             raise StoreError(
-                f"episodes {start}..{stop - 1} of {array.path} cannot be read: {_reason(error)}. Restore {file} from "
-                "a copy, or rebuild the store."
+                f"episodes {start}..{stop - 1} of {array.path} cannot be read: {_reason(error)}. Restore "
+                f"{path}/{file} from a copy, or rebuild the store."
             ) from error
     return np.concatenate(parts)
 
 
-def read_chunk(path: Path, array: zarr.Array, chunk: int, n_rows: int, episode_ends: np.ndarray) -> np.ndarray:
+def read_chunk(path: Path | str, array: zarr.Array, chunk: int, n_rows: int, episode_ends: np.ndarray) -> np.ndarray:
     """Chunk number `chunk` of an array as far as it is committed, decoded and verified.
 
     Raises:  StoreError naming array, episode, step and file.
     """
     start = chunk * array.chunks[0]
     stop = min(start + array.chunks[0], n_rows, array.shape[0])
-    file = path / array.path / array.metadata.encode_chunk_key((chunk, *[0] * (array.ndim - 1)))
+    file = f"{array.path}/{array.metadata.encode_chunk_key((chunk, *[0] * (array.ndim - 1)))}"
     try:
-        if array.chunks[1:] == array.shape[1:] and not file.is_file():
+        if array.chunks[1:] != array.shape[1:]:  # several files a chunk of rows: nothing that we wrote
+            return array[start:stop]
+        data = read_file(path, file)
+        if data is None:
             raise FileNotFoundError("the chunk's file is missing")
-        decoded = _decode_ours(array, file)
-        return array[start:stop] if decoded is None else decoded[: stop - start]
+        return _decode_ours(array, data)[: stop - start] if _is_ours(array) else array[start:stop]
     except Exception as error:  # the checksum, the decompressor and the file system each raise their own
         episode = int(np.searchsorted(episode_ends, start, side="right"))
         first = int(episode_ends[episode - 1]) if episode else 0
         last = int(np.searchsorted(episode_ends, stop - 1, side="right"))
         raise StoreError(
             f"{array.path}: rows {start}..{stop - 1} (episode {episode}, step {start - first}, to episode {last}) "
-            f"cannot be read: {_reason(error)}. Restore {file} from a copy, or rebuild the store."
+            f"cannot be read: {_reason(error)}. Restore {path}/{file} from a copy, or rebuild the store."
         ) from error
 
 
@@ -227,15 +235,13 @@ def _reason(error: Exception) -> str:
     return str(error).split(". Stored")[0]  # zarr goes on with the two checksums
 
 
-def _decode_ours(array: zarr.Array, file: Path) -> np.ndarray | None:
-    """A chunk with the codecs that `create_rows` chooses, three to five times faster than through zarr.
+def _is_ours(array: zarr.Array) -> bool:
+    """Has it the codecs that `create_rows` chooses?"""
+    return [type(codec) for codec in getattr(array.metadata, "codecs", ())] == [BytesCodec, BloscCodec, Crc32cCodec]
 
-    Returns None for any other array: zarr reads those.
-    """
-    codecs = [type(codec) for codec in getattr(array.metadata, "codecs", ())]
-    if codecs != [BytesCodec, BloscCodec, Crc32cCodec] or array.chunks[1:] != array.shape[1:]:
-        return None
-    data = file.read_bytes()
+
+def _decode_ours(array: zarr.Array, data: bytes) -> np.ndarray:
+    """A chunk of `create_rows`, three to five times faster than through zarr."""
     if google_crc32c.value(data[:-4]).to_bytes(4, "little") != data[-4:]:
         raise ValueError("stored and computed checksum do not match")
     dtype = array.dtype.newbyteorder("<")

@@ -40,6 +40,7 @@ import numpy as np
 import zarr
 
 from padpolicy.data.actions import ActionSpec
+from padpolicy.data.files import locate
 from padpolicy.data.layout import (
     META_CHUNK,
     SCHEMA_VERSION,
@@ -136,7 +137,10 @@ class Episode:
 
 
 class Store:
-    """An open store. Reading is safe from several threads; a read-only store can be pickled and opens again lazily."""
+    """An open store. Reading is safe from several threads; a read-only store can be pickled and opens again lazily.
+
+    path: a folder, or the URL of one in an object store (files.py), which is only read.
+    """
 
     def __init__(self, path: str | Path, mode: str = "r", cache_bytes: int = 512 << 20) -> None:
         """Args: mode: "r" reads; "a" also appends and takes the lock.   cache_bytes: decoded chunks kept in memory.
@@ -145,17 +149,20 @@ class Store:
         """
         if mode not in ("r", "a"):
             raise StoreError(f"mode {mode!r}: expected 'r' (read) or 'a' (append).")
-        self.path, self.mode, self.cache_bytes = Path(path), mode, cache_bytes
-        if mode == "a" and not self.path.is_dir():
-            raise StoreError(f"{self.path}: there is no store to append to; create it first.")
-        self._lock_file = lock(self.path) if mode == "a" else None
+        self.path, self.mode, self.cache_bytes = locate(path), mode, cache_bytes
+        self._lock_file = None
+        if mode == "a":
+            folder = self.folder()
+            if not folder.is_dir():
+                raise StoreError(f"{self.path}: there is no store to append to; create it first.")
+            self._lock_file = lock(folder)
         try:
             self._open()
         except Exception:
             self.close()
             raise
         if mode == "a":
-            remove_leftovers(self.path, "data", "meta")  # latents/ has locks of its own
+            remove_leftovers(self.folder(), "data", "meta")  # latents/ has locks of its own
 
     @classmethod
     def create(cls, path: str | Path, spec: StoreSpec, zarr_format: int = 3) -> Store:
@@ -199,6 +206,15 @@ class Store:
         self._chunks: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
         self._cached_bytes = 0
         self._cache_lock = threading.Lock()
+
+    def folder(self) -> Path:
+        """Where it is on disk.
+
+        Raises:  StoreError for a store in an object store, which is only read.
+        """
+        if not isinstance(self.path, Path):
+            raise StoreError(f"{self.path} is in an object store, where nothing is written. Work on a copy on disk.")
+        return self.path
 
     def close(self) -> None:
         """Gives the lock back. Reading still works afterwards."""
@@ -409,7 +425,7 @@ class Store:
             array.resize((number + 1,))
             array[number : number + 1] = np.array([value], array.dtype)
         attrs["n_episodes"] = number + 1
-        write_attrs(self.path, attrs)  # the commit
+        write_attrs(self.folder(), attrs)  # the commit
         self.attrs, self.n_episodes = attrs, number + 1
         for name, value in entry.items():
             self.meta[name] = np.append(self.meta[name], np.array([value], self.meta[name].dtype))

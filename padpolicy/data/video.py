@@ -21,7 +21,9 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -32,7 +34,8 @@ from padpolicy.data.store import Episode, Store, StoreSpec
 CAMERA = "video"  # the camera's name in the cached store
 SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v")
 MIN_GAP_S = 0.045  # frames nearer in time than this are dropped: 60 frames/s teach no more than 20
-_LAYOUT = 2  # part of the key: raise it when what is cached changes
+_MOST_PIXELS = 8192 * 8192  # of a frame: a damaged header may claim any size
+_LAYOUT = 3  # part of the key: raise it when what is cached changes
 _LOOK_EVERY_S = 0.5  # at whether another process has finished decoding the same folder: another rank, say
 
 
@@ -107,34 +110,76 @@ def read_captions(folder: Path) -> dict[str, str]:
     return captions
 
 
-def decode(file: Path, image_size: int) -> Iterator[tuple[float, np.ndarray]]:
+def decode(file: Path, image_size: int, chosen: np.ndarray | None = None) -> Iterator[tuple[float, np.ndarray]]:
     """The frames of a video: seconds since its first one, and (image_size, image_size, 3) uint8.
 
-    Raises:  ValueError if it cannot be read or has no frame.
+    Args:    chosen: (n,) increasing numbers of the frames that are wanted, as `frame_times` counts them. None: all but
+             those less than MIN_GAP_S behind the one before.
+    Raises:  ValueError if it cannot be read or has no frame; before that, the frames in front of the damage.
+    """
+    wanted = None if chosen is None else iter(chosen.tolist())
+    following, last_s = next(wanted, -1) if wanted else 0, -MIN_GAP_S
+    with _undecodable():
+        for i, (time_s, frame, aspect) in enumerate(_frames(file)):
+            if i != following if wanted else time_s - last_s < MIN_GAP_S:
+                continue
+            following, last_s = next(wanted, -1) if wanted else 0, time_s
+            shrink = image_size / max(frame.width * aspect, frame.height)
+            width, height = max(round(frame.width * aspect * shrink), 1), max(round(frame.height * shrink), 1)
+            rgb = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="AREA")
+            yield time_s, letterbox(np.rot90(rgb, round(frame.rotation / 90)), image_size)
+
+
+def frame_times(file: Path) -> np.ndarray:
+    """(n,) float64: seconds since its first frame of each frame of a video, increasing. Decodes it, a frame at a time.
+
+    Raises:  ValueError as `decode`.
+    """
+    with _undecodable():
+        return np.fromiter((time_s for time_s, _, _ in _frames(file)), np.float64)
+
+
+def _frames(file: Path) -> Iterator[tuple[float, Any, float]]:
+    """Each frame of a video: seconds since the first one, the frame, and the aspect ratio of its pixels.
+
+    Where the decoder says that it conceals damage it is an error: a made-up picture is worse than none.
     """
     import av
 
-    first_s = last_s = None
-    try:
-        with av.open(str(file)) as container:
-            stream = container.streams.video[0]
-            stream.thread_count = 1
-            rate = float(stream.average_rate or 0) or 25.0
-            aspect = float(stream.sample_aspect_ratio or 1)  # of a pixel
-            for i, frame in enumerate(container.decode(stream)):
+    i, first_s, last_s, end_s = 0, None, -np.inf, 0.0
+    with av.open(str(file)) as container:
+        if not container.streams.video:
+            raise ValueError("it has no pictures")
+        stream = container.streams.video[0]
+        stream.thread_count = 1
+        stream.codec_context.options = {"max_pixels": str(_MOST_PIXELS), "err_detect": "explode"}
+        rate = float(stream.average_rate or 0) or 25.0
+        aspect = float(stream.sample_aspect_ratio or 1)
+        for packet in container.demux():
+            if packet.pts is not None:
+                end_s = max(end_s, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+            for frame in packet.decode() if packet.stream is stream else ():
                 time_s = i / rate if frame.time is None else float(frame.time)
+                if frame.is_corrupt or time_s < last_s:
+                    raise ValueError(f"frame {i} is damaged" if frame.is_corrupt else f"time goes back at frame {i}")
                 first_s = time_s if first_s is None else first_s
-                if last_s is not None and time_s - last_s < MIN_GAP_S:
-                    continue
-                last_s = time_s
-                shrink = image_size / max(frame.width * aspect, frame.height)
-                width, height = max(round(frame.width * aspect * shrink), 1), max(round(frame.height * shrink), 1)
-                rgb = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="AREA")
-                yield time_s - first_s, letterbox(np.rot90(rgb, round(frame.rotation / 90)), image_size)
-    except (av.FFmpegError, IndexError, OSError) as error:
-        raise ValueError(f"it cannot be decoded ({error})") from error
+                if time_s > last_s:
+                    yield time_s - first_s, frame, aspect
+                i, last_s = i + 1, time_s
+        said_s = ((container.duration or 0) + (container.start_time or 0)) / 1e6
     if first_s is None:
         raise ValueError("it has no frames")
+    if said_s - end_s > 1 + said_s / 20:
+        raise ValueError(f"it ends after {end_s:.1f} of {said_s:.1f} s: it was cut short")
+
+
+@contextmanager
+def _undecodable() -> Iterator[None]:
+    """Whatever FFmpeg makes of damaged bytes, as one ValueError."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"it cannot be decoded ({error})") from error
 
 
 def _key(folder: Path, files: list[Path], captions: dict[str, str], image_size: int) -> str:

@@ -80,3 +80,13 @@ def test_encoding_clears_what_a_killed_one_left(new_store):
 def test_nan_latents_are_refused(new_store):
     with pytest.raises(StoreError, match="rows 0..63, are NaN"):
         encode_store(new_store(5, length=30), Encoder(bad=True), ["front"])
+
+
+def test_processes_encode_the_same(new_store):
+    one, many = new_store(6, "one.zarr", length=30), new_store(6, "many.zarr", length=30)
+    encode_store(one, Encoder(), ["front", "wrist"])
+    assert encode_store(many, Encoder(), ["front", "wrist"], workers=2, make_encoder=Encoder) == 360
+    for camera in ("front", "wrist"):
+        a, b = (Store.open(path) for path in (one, many))
+        name = cached_latents(a, "abc", camera)
+        np.testing.assert_array_equal(a.read(name, 0, a.n_rows), b.read(name, 0, b.n_rows))

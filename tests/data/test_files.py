@@ -1,0 +1,113 @@
+"""Stores in an object store: a real S3 protocol server (moto) and a plain web server, each in this process."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import pickle
+import threading
+
+import numpy as np
+import pytest
+
+from padpolicy.data.files import is_url, locate, read_file
+from padpolicy.data.latents import encode_store
+from padpolicy.data.layout import StoreError
+from padpolicy.data.store import Store
+from padpolicy.data.validate import validate
+
+
+@pytest.fixture(scope="module")
+def s3_server():
+    """The endpoint of an S3 server."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3_server, monkeypatch):
+    """An empty bucket, and the environment that leads to it."""
+    import boto3
+
+    for name, value in {
+        "AWS_ENDPOINT": s3_server,
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    client = boto3.client("s3", endpoint_url=s3_server, region_name="us-east-1")
+    client.create_bucket(Bucket="robots")
+
+    def upload(path):
+        for file in path.rglob("*"):
+            if file.is_file():
+                client.upload_file(str(file), "robots", f"{path.name}/{file.relative_to(path).as_posix()}")
+        return f"s3://robots/{path.name}"
+
+    yield upload
+    for found in client.list_objects_v2(Bucket="robots").get("Contents", []):
+        client.delete_object(Bucket="robots", Key=found["Key"])
+    client.delete_bucket(Bucket="robots")
+
+
+def test_a_store_in_s3_reads_as_on_disk(new_store, bucket, build):
+    path = new_store(3)
+    store = Store.open(bucket(path))
+    assert store.n_episodes == 3
+    for i in range(3):
+        build.assert_same(store.episode(i), build.episode(i, build.spec()))
+    again = pickle.loads(pickle.dumps(store))  # what a loader's process gets
+    np.testing.assert_array_equal(again.read("action", 0, 5), store.read("action", 0, 5))
+    assert not [finding for finding in validate(store.path) if finding.level == "error"]
+
+
+def test_a_flipped_bit_in_s3_is_an_error(new_store, bucket):
+    path = new_store(3)
+    chunk = next((path / "data" / "rgb_front").glob("c.*"))
+    damaged = bytearray(chunk.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    chunk.write_bytes(damaged)
+    with pytest.raises(StoreError, match=r"data/rgb_front: rows .* Restore s3://robots/s.zarr/data/rgb_front/c"):
+        Store.open(bucket(path)).episode(0)
+
+
+def test_what_is_not_there_or_not_written_says_so(new_store, bucket):
+    url = bucket(new_store(1))
+    with pytest.raises(StoreError, match="s3://robots/none: there is nothing at this path"):
+        Store.open("s3://robots/none")
+    with pytest.raises(StoreError, match="it cannot be reached"):
+        Store.open("s3://no-such-bucket/x.zarr")
+    with pytest.raises(StoreError, match="in an object store, where nothing is written"):
+        Store.open(url, "a")
+
+    class Encoder:
+        fingerprint = "f"
+
+    with pytest.raises(StoreError, match="nothing is written into an object store"):
+        encode_store(url, Encoder(), ["front"])
+
+
+def test_a_store_behind_a_web_server(new_store, tmp_path, build):
+    new_store(2)
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    handler.log_message = lambda *_: None
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        store = Store.open(f"http://127.0.0.1:{server.server_port}/s.zarr/")
+        build.assert_same(store.episode(1), build.episode(1, build.spec()))
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_paths(tmp_path):
+    assert is_url("s3://a/b") and not is_url("/a/b")
+    assert locate("s3://a/b/") == "s3://a/b" and locate(str(tmp_path)) == tmp_path
+    assert read_file(tmp_path, "x") is None and read_file(tmp_path / "x", "y") is None
