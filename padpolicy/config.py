@@ -148,6 +148,17 @@ class TrainingConfig:
 
 
 @dataclass
+class AugmentConfig:
+    """Pictures changed at random while training, alike over time, cameras, rgb and depth. Needs cache_latents=false."""
+
+    shift_px: int = 0  # up to this many pixels, each way
+    crop: float = 0.0  # up to this share of the side is cut away, and the rest enlarged
+    brightness: float = 0.0  # each up to this share, up or down
+    contrast: float = 0.0
+    saturation: float = 0.0
+
+
+@dataclass
 class EvaluationConfig:
     """Closed-loop evaluation while training."""
 
@@ -174,6 +185,7 @@ class TrainConfig:
     encoders: EncodersConfig = field(default_factory=EncodersConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     env: EnvConfig = field(default_factory=EnvConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -293,6 +305,7 @@ _AT_LEAST = {
     "image_size": 1,
     "diffusion.action_draws": 1,
     "diffusion.steps": 1,
+    "augment.shift_px": 0,
     "training.steps": 1,
     "training.max_seconds": 0,
     "training.batch_size": 1,
@@ -345,7 +358,17 @@ _MAY_CHANGE = (  # in a run that goes on: how long it lasts, what is watched of 
     "training.keep_checkpoints",
 )
 
-_SHARES = ("data.video_ratio", "data.val_fraction", "diffusion.text_dropout", "diffusion.obs_dropout", "noise")
+_SHARES = (
+    "data.video_ratio",
+    "data.val_fraction",
+    "diffusion.text_dropout",
+    "diffusion.obs_dropout",
+    "augment.crop",
+    "augment.brightness",
+    "augment.contrast",
+    "augment.saturation",
+    "noise",
+)
 
 
 def load(verb: str, overrides: Sequence[str] = ()) -> Any:
@@ -539,6 +562,10 @@ def _check_train(cfg: TrainConfig, need: Callable[[bool, str], None]) -> None:
     need(
         cfg.evaluation.exec_steps <= data.chunk_steps,
         f"evaluation.exec_steps={cfg.evaluation.exec_steps} is more than data.chunk_steps={data.chunk_steps}.",
+    )
+    need(
+        not any(vars(cfg.augment).values()) or not data.cache_latents,
+        "augment changes pictures, and data.cache_latents=true keeps what they looked like: set it to false.",
     )
     known = ("policy", "joint", "forward", "inverse", "video")
     for name, modes in (("modes", diffusion.modes), ("video_modes", diffusion.video_modes)):

@@ -17,6 +17,7 @@ from padpolicy.encoders.image import ImageEncoder
 from padpolicy.encoders.text import TextEncoder
 from padpolicy.policy import PadPolicy
 from padpolicy.spec import PolicyConfig, PolicySpec
+from padpolicy.training.augment import augments
 from padpolicy.training.distributed import World
 
 VALIDATION_BATCHES = 4
@@ -59,14 +60,15 @@ def open_data(cfg: TrainConfig, device: str, here: World, progress: Callable[[in
             f"data.image_size={cfg.data.image_size} gives latents of {side} x {side}, which is not a multiple of "
             f"model.patch={cfg.model.patch}."
         )
-    mixture = open_mixture(cfg.data, image_encoder.fingerprint, pixels)
+    latents_of = "" if augments(cfg.augment) else image_encoder.fingerprint  # of changed pictures there are none
+    mixture = open_mixture(cfg.data, latents_of, pixels)
     if cfg.data.cache_latents:
         if here.leads:
             for source in mixture.sources:
                 wanted = {source.stored_name(c) for c in {*cameras, *cfg.data.future_cameras}}
                 encode_store(source.store.path, image_encoder, sorted(wanted), cfg.data.image_size, progress)
         here.barrier()
-        mixture = open_mixture(cfg.data, image_encoder.fingerprint, pixels)  # again: the latents are there now
+        mixture = open_mixture(cfg.data, latents_of, pixels)  # again: the latents are there now
     train = BatchStream(mixture, cfg.training.batch_size, cfg.seed, here.rank, here.size)
     validation = []
     if mixture.n_windows("val"):

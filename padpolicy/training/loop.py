@@ -26,6 +26,7 @@ from padpolicy.device import autocast, pick_device
 from padpolicy.policy import PadPolicy
 from padpolicy.saving import load_fitting
 from padpolicy.training import checkpoint
+from padpolicy.training.augment import augment
 from padpolicy.training.build import build_policy, open_data
 from padpolicy.training.distributed import World, world
 from padpolicy.training.ema import EMA, averaged
@@ -92,7 +93,7 @@ def run(
     numbers: dict[str, float] = {}
     policy.train()
     for step in range(start, training.steps):
-        parts = next(batches)
+        parts = [augment(part.to(device), cfg.augment) for part in next(batches)]
         if step == start and log:
             log.text("first batch", parts[0].describe())
         rate = learning_rate(cfg, step)
