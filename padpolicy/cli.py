@@ -24,6 +24,7 @@ padpolicy: a robot policy from demonstrations and videos, by denoising the futur
   padpolicy eval checkpoint=DIR|tabletop env=NAME out=DIR                success table, videos, one HTML page
   padpolicy convert SRC DST [--to FORMAT]                other people's recordings in, or ours out; --help
   padpolicy encode PATH encoder=NAME                     latents once, beside the pixels
+  padpolicy label PATH checkpoint=DIR out=PATH           actions for frames that have none, read off them
   padpolicy validate PATH [--json]                       is this dataset sound? exit code 1 if not
   padpolicy info PATH                                    what is in a dataset or a checkpoint
   padpolicy doctor [--json]                              what this machine has, and what to do about the rest
@@ -34,8 +35,8 @@ Settings are key=value. `padpolicy VERB --help` lists them with their defaults; 
 would run. Exit codes: 0 done, 1 findings (validate, doctor), 2 something you gave cannot be used.
 PADPOLICY_DEBUG=1 shows the traceback behind an error."""
 
-CONFIGURED = ("quickstart", "collect", "train", "eval", "encode", "bench")
-POSITIONAL = {"encode": "path"}  # a first argument without = is this setting
+CONFIGURED = ("quickstart", "collect", "train", "eval", "encode", "label", "bench")
+POSITIONAL = {"encode": "path", "label": "path"}  # a first argument without = is this setting
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -203,6 +204,17 @@ def encode(cfg: config.EncodeConfig) -> int:
     return 0
 
 
+def label(cfg: config.LabelConfig) -> int:
+    """Actions for the frames of PATH, read off them by a policy's mode `inverse`, marked as estimated."""
+    from padpolicy.label import label
+    from padpolicy.progress import counted_bar
+
+    with counted_bar("episodes") as advance:
+        out = label(cfg, lambda done, total: advance(done, total, ""))
+    print(f"Labelled: {out}. Its actions are estimates. Next: padpolicy train … data.more=[{out}]")
+    return 0
+
+
 def info(arguments: list[str]) -> int:
     """padpolicy info PATH
 
@@ -247,6 +259,7 @@ VERBS: dict[str, Callable[[Any], int]] = {
     "eval": evaluate,
     "convert": convert,
     "encode": encode,
+    "label": label,
     "validate": validate,
     "info": info,
     "doctor": doctor,

@@ -247,6 +247,17 @@ class EncodeConfig:
 
 
 @dataclass
+class LabelConfig:
+    """`padpolicy label`."""
+
+    path: str = MISSING  # frames without actions: a store, or a folder of video files
+    checkpoint: str = MISSING  # policy that learned mode `inverse`: run directory, or the name of a shipped one
+    out: str = MISSING  # the store; the same command again goes on where it stopped
+    speed: float = 1.0  # >1: the recording shows things faster than the robot does them
+    device: str = "auto"  # "auto" (a GPU if there is one), "cpu", "cuda", ...
+
+
+@dataclass
 class QuickstartConfig:
     """`padpolicy quickstart`."""
 
@@ -278,6 +289,7 @@ SCHEMAS = {
     "eval": EvalConfig,
     "collect": CollectConfig,
     "encode": EncodeConfig,
+    "label": LabelConfig,
     "quickstart": QuickstartConfig,
     "bench": BenchConfig,
 }

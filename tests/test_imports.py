@@ -32,7 +32,15 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": {"evaluation", "control", "policy", "saving", "data"},
     "training": {"training", "evaluation", "control", "policy", "saving", "data"} | POLICY_PARTS,
 }
-TOP = {"cli", "settings", "info", "doctor", "quickstart", "bench"}  # what a person calls: may import everything
+TOP = {
+    "cli",
+    "settings",
+    "info",
+    "doctor",
+    "quickstart",
+    "bench",
+    "label",
+}  # what a person calls: may import everything
 
 
 def imported(path: Path, root: Path) -> set[str]:
