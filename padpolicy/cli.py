@@ -74,8 +74,7 @@ def _dispatch(arguments: list[str]) -> int:
     if verb not in CONFIGURED:
         return VERBS[verb](rest)
     show_only = "--cfg" in rest
-    if verb in POSITIONAL and rest and not rest[0].startswith("-") and "=" not in rest[0]:
-        rest = [f"{POSITIONAL[verb]}={rest[0]}", *rest[1:]]
+    rest = as_settings(verb, rest)
     flags = [a for a in rest if a.startswith("--") and a != "--cfg"]
     if flags:
         raise config.ConfigError(f"padpolicy {verb} has no option {flags[0]}; settings are written key=value.")
@@ -84,6 +83,14 @@ def _dispatch(arguments: list[str]) -> int:
         print(config.dump(cfg), end="")
         return 0
     return VERBS[verb](cfg)
+
+
+def as_settings(verb: str, arguments: list[str]) -> list[str]:
+    """`padpolicy encode PATH …` is `padpolicy encode path=PATH …`."""
+    first = arguments[0] if arguments else ""
+    if verb in POSITIONAL and first and not first.startswith("-") and "=" not in first:
+        return [f"{POSITIONAL[verb]}={first}", *arguments[1:]]
+    return arguments
 
 
 def quickstart(cfg: config.QuickstartConfig) -> int:
