@@ -18,6 +18,7 @@ import statistics
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ STEPS, CAMERAS, ROUNDS = 16, ["front", "wrist"], 5
 
 
 def settings(path: Path, **changes) -> DataConfig:
-    values = {
+    values: dict[str, Any] = {
         "path": str(path),
         "cameras": CAMERAS,
         "depth_cameras": [],
