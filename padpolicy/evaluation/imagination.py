@@ -44,10 +44,14 @@ class _Group:
     episode: np.ndarray  # (N,) int
 
 
-def imagination_report(policy: Policy, store_path: str | Path, *, samples: int = 256, seed: int = 0) -> dict[str, Any]:
+def imagination_report(
+    policy: Policy, store_path: str | Path, *, samples: int = 256, seed: int = 0, steps: int | None = None
+) -> dict[str, Any]:
     """Measures imagined futures against the real ones.
 
     Args:     samples: about how many moments are looked at.
+              steps: network calls; None: the policy's own number. In one, a policy that says what is clean imagines the
+                  mean of what may come.
     Returns:  retrieval (share of moments whose imagined frame is nearest, by latent distance, to its own future
               among `candidates`; and of the present's), static_psnr (dB of imagined pixels that do not move, and of
               the encoder's own reconstruction), moving (error on moving pixels divided by that of the present),
@@ -66,7 +70,7 @@ def imagination_report(policy: Policy, store_path: str | Path, *, samples: int =
         raise ValueError(
             f"{store_path}: no two episodes of one family last longer than the {ahead_s:g} s that are imagined."
         )
-    parts = [_measure(policy, _load(store, spec, moments), seed + i) for i, moments in enumerate(chosen)]
+    parts = [_measure(policy, _load(store, spec, moments), seed + i, steps) for i, moments in enumerate(chosen)]
     all_of = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     found = _summary(all_of, seed)
     found["episodes"] = len({episode for moments in chosen for episode, _ in moments})
@@ -147,13 +151,13 @@ def _observation(store: Store, spec: PolicySpec, row: int) -> dict[str, np.ndarr
     return found
 
 
-def _measure(policy: Policy, group: _Group, seed: int) -> dict[str, np.ndarray]:
+def _measure(policy: Policy, group: _Group, seed: int, steps: int | None) -> dict[str, np.ndarray]:
     """One number per moment (sums where a ratio is formed later), keyed by what it is."""
     camera = policy.spec.future_cameras[0]
     obs, n = collate(group.samples), len(group.samples)
     true_latent = policy.encode(torch.from_numpy(group.then[camera])).float().cpu()  # (N, F, C, h, w)
 
-    imagined = _futures(policy, obs, camera, seed, mode="joint")
+    imagined = _futures(policy, obs, camera, seed, mode="joint", steps=steps)
     distance = torch.cdist(imagined[:, -1].flatten(1), true_latent[:, -1].flatten(1)).numpy()
     found = {"retrieved": (distance.argmin(1) == np.arange(n)).astype(float), "episode": group.episode}
     now_latent = policy.encode(torch.from_numpy(group.now)).float().cpu()
@@ -173,17 +177,21 @@ def _measure(policy: Policy, group: _Group, seed: int) -> dict[str, np.ndarray]:
     found["moving_now"] = (((_pictures(policy, now_latent) - truth) ** 2) * moved).sum((1, 2, 3))
 
     mine, anothers = (torch.from_numpy(a) for a in (group.actions, np.roll(group.actions, 1, axis=0)))
-    own = _futures(policy, obs, camera, seed, mode="forward", actions=mine)
-    other = _futures(policy, obs, camera, seed, mode="forward", actions=anothers)
+    own = _futures(policy, obs, camera, seed, mode="forward", actions=mine, steps=steps)
+    other = _futures(policy, obs, camera, seed, mode="forward", actions=anothers, steps=steps)
     found["forward_own"] = (((_pictures(policy, own[:, -1]) - truth) ** 2) * moved).sum((1, 2, 3))
     found["forward_other"] = (((_pictures(policy, other[:, -1]) - truth) ** 2) * moved).sum((1, 2, 3))
 
     futures = {cam: torch.from_numpy(frames) for cam, frames in group.then.items()}
-    read = policy.predict(obs, mode="inverse", future=futures, generator=torch.Generator().manual_seed(seed)).action
+    read = policy.predict(
+        obs, mode="inverse", future=futures, steps=steps, generator=torch.Generator().manual_seed(seed)
+    ).action
     assert read is not None  # mode "inverse" is the mode that gives actions
     found["action"] = np.where(group.real[..., None], group.actions, np.nan)
     found["action_read"] = np.where(group.real[..., None], read.float().cpu().numpy(), np.nan)
-    planned = policy.predict(obs, mode=policy.acts_in, generator=torch.Generator().manual_seed(seed)).action
+    planned = policy.predict(
+        obs, mode=policy.acts_in, steps=steps, generator=torch.Generator().manual_seed(seed)
+    ).action
     assert planned is not None
     found["action_planned"] = np.where(group.real[..., None], planned.float().cpu().numpy(), np.nan)
     return found

@@ -110,7 +110,7 @@ def run_evaluation(cfg: EvalConfig, policy: Policy | None = None, progress: Prog
         from padpolicy.evaluation.imagination import imagination_report
 
         results["imagination"] = imagination_report(
-            policy, cfg.imagination, samples=cfg.imagination_samples, seed=cfg.seed
+            policy, cfg.imagination, samples=cfg.imagination_samples, seed=cfg.seed, steps=cfg.steps or None
         )
     results["dt_s"] = policy.spec.dt_s
     results["future_offsets_s"] = list(policy.spec.future_offsets_s)
