@@ -101,14 +101,18 @@ def open_checked(path: str | Path) -> tuple[zarr.Group | None, dict[str, Any], l
     try:
         is_zarr = any(read_file(path, name) is not None for name in ("zarr.json", ".zgroup"))
     except Exception as error:  # whatever an object store makes of a wrong key, endpoint or name
-        return None, {}, [Finding("error", str(path), f"it cannot be reached: {error}")]
+        return None, {}, [Finding("error", str(path), f"it cannot be reached: {_first(error)}")]
     if not is_zarr:
         nothing = isinstance(path, str) or not path.exists()
         reason = "there is nothing at this path" if nothing else "this is not a zarr store"
         return (
             None,
             {},
-            [Finding("error", str(path), f"{reason}; expected a store made by padpolicy collect or {_OWN_RECORDINGS}.")],
+            [
+                Finding(
+                    "error", str(path), f"{reason}; expected a store made by padpolicy collect or {_OWN_RECORDINGS}."
+                )
+            ],
         )
     try:
         group = open_root(path, "r+" if is_writable(path) else "r")
@@ -229,6 +233,10 @@ def read_chunk(path: Path | str, array: zarr.Array, chunk: int, n_rows: int, epi
             f"{array.path}: rows {start}..{stop - 1} (episode {episode}, step {start - first}, to episode {last}) "
             f"cannot be read: {_reason(error)}. Restore {path}/{file} from a copy, or rebuild the store."
         ) from error
+
+
+def _first(error: Exception) -> str:
+    return str(error).split("\n")[0].strip()  # obstore goes on with its innards
 
 
 def _reason(error: Exception) -> str:

@@ -97,7 +97,6 @@ class StoreSpec:
             raise StoreError(f"optional {unknown}: expected cameras' fields or proprio, of {sorted(fields)}.")
         return fields
 
-
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; `from_dict` is its inverse."""
         return dataclasses.asdict(self)
@@ -197,10 +196,13 @@ class Store:
         errors = [problem for problem in problems if problem.level == "error"]
         if group is None or errors:
             more = f" ({len(errors) - 1} more: padpolicy validate {self.path})" if len(errors) > 1 else ""
-            raise StoreError(f"{self.path}: {errors[0].where}: {errors[0].message}{more}")
+            where = "" if errors[0].where == str(self.path) else f"{errors[0].where}: "
+            raise StoreError(f"{self.path}: {where}{errors[0].message}{more}")
         self.group: zarr.Group = group
         self.n_episodes: int = self.attrs["n_episodes"]
-        self.meta = {name: read_meta(self.path, self.group[f"meta/{name}"], self.n_episodes) for name in meta_dtypes(self.attrs)}
+        self.meta = {
+            name: read_meta(self.path, self.group[f"meta/{name}"], self.n_episodes) for name in meta_dtypes(self.attrs)
+        }
         self._arrays: dict[str, zarr.Array] = {}
         self._chunk_rows: dict[str, int] = {}
         self._chunks: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
