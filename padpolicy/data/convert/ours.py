@@ -17,6 +17,7 @@ NAME = "padpolicy store"
 
 
 def recognises(path: Path) -> bool:
+    """Is it zarr with our attributes?"""
     from padpolicy.data.layout import open_checked
 
     return path.is_dir() and "schema_version" in open_checked(path)[1]
@@ -42,7 +43,9 @@ class Ours:
     """An open store as a `Recording`."""
 
     def __init__(self, path: Path, options: Options) -> None:
-        given = [name for name in ("fps", "action_kind", "proprio", "filter_key", "image_size") if getattr(options, name)]
+        given = [
+            name for name in ("fps", "action_kind", "proprio", "filter_key", "image_size") if getattr(options, name)
+        ]
         if given:
             raise ConvertError(
                 f"{path}: our own stores say themselves what --{given[0].replace('_', '-')} would; leave it out."
@@ -52,10 +55,13 @@ class Ours:
         self.spec = self._store.spec
         if options.cameras:
             if unknown := sorted(set(options.cameras) - set(self.spec.cameras)):
-                raise ConvertError(f"{path}: there is no camera {unknown[0]!r}; there are {', '.join(self.spec.cameras)}.")
+                raise ConvertError(
+                    f"{path}: there is no camera {unknown[0]!r}; there are {', '.join(self.spec.cameras)}."
+                )
             self.spec.cameras = {name: self.spec.cameras[name] for name in options.cameras}
             self.spec.depth_cameras = [name for name in self.spec.depth_cameras if name in options.cameras]
-            self.spec.optional = [name for name in self.spec.optional if name in self.spec.fields()]
+            kept = {f"{kind}_{name}" for name in options.cameras for kind in ("rgb", "depth")} | {"proprio"}
+            self.spec.optional = [name for name in self.spec.optional if name in kept]
         self.spec.robot = options.robot or self.spec.robot
         self._task = options.task
         self.ids: Sequence[str] = [str(name) for name in self._store.meta["episode_id"]]
@@ -79,6 +85,7 @@ class Ours:
 
 
 def read(path: Path, options: Options) -> Ours:
+    """Opens a store. Raises StoreError if it is damaged."""
     return Ours(path, options)
 
 
@@ -108,4 +115,5 @@ class OursWriter:
 
 
 def create(path: Path, spec: StoreSpec, total: int) -> OursWriter:
+    """A new store, or the one that is already there, to be gone on with."""
     return OursWriter(path, spec)

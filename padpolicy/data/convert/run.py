@@ -1,4 +1,4 @@
-"""Recognises a recording and writes it in another format: resumable, and nothing at its destination before it is whole."""
+"""Recognises a recording and writes it in another format: resumable, all of it or nothing."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import importlib
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from padpolicy.data.convert.recording import ConvertError, DamagedError, Options, Recording
-from padpolicy.data.layout import lock
+from padpolicy.data.layout import StoreError, lock
 
 # In this order they are asked whether they recognise a path. The modules are imported when they are asked.
 FORMATS = ("ours", "replay_buffer", "lerobot", "robomimic", "rlds", "videos")
@@ -58,8 +59,8 @@ def convert(
 ) -> Converted:
     """Writes the recording at `src` as `to` at `dst`.
 
-    It is written into a hidden folder beside `dst`, which is renamed when it is whole; the same call again goes on where
-    one was interrupted.
+    It is written into a hidden folder beside `dst`, which is renamed when it is whole; the same call again goes on
+    where one was interrupted.
 
     Args:    to: one of WRITES.   progress: is called with (episodes done, in all, id of the last).
     Raises:  ConvertError if `dst` exists, if the recording lacks something that an option must say, or where it is
@@ -100,13 +101,20 @@ def _write_all(
     total, skipped = len(recording.ids), {}
     if not total:
         raise ConvertError(f"{src}: {recording.format} without a single episode.")
+    if len(set(recording.ids)) < total:
+        twice = next(name for name, n in Counter(recording.ids).items() if n > 1)
+        raise ConvertError(f"{src}: two of its episodes are called {twice}; one of them would be lost. Rename it.")
     writer = _module(to).create(work / "data", recording.spec, total)
     try:
         for i, name in enumerate(recording.ids):
             if name not in writer.done:
                 try:
                     writer.append(recording.episode(i))
-                except DamagedError as error:
+                except (
+                    StoreError
+                ) as error:  # damaged where it was read, or not fit to be written (NaN, times that repeat)
+                    if isinstance(error, ConvertError) and not isinstance(error, DamagedError):
+                        raise
                     if not options.skip_damaged:
                         raise DamagedError(
                             f"episode {name}: {error} Restore it and give the same command again, which goes on from "

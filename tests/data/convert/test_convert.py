@@ -86,8 +86,34 @@ def test_optional_cameras_stay_absent(tmp_path, build):
     np.testing.assert_array_equal(copy.episode(2).arrays["rgb_wrist"], build.episode(2, spec).arrays["rgb_wrist"])
 
 
-def test_only_some_cameras(new_store, tmp_path):
-    convert(new_store(2), tmp_path / "copy.zarr", options=Options(cameras=("wrist",)))
+def test_an_episode_that_cannot_be_written_is_left_out_as_well(new_store, tmp_path, monkeypatch):
+    path, read = new_store(3), ours_format._StoredRows.__getitem__
+
+    def with_nan(rows, span):
+        values = read(rows, span)
+        if values.dtype == np.float32 and rows._start == 0:
+            values[0] = np.nan
+        return values
+
+    monkeypatch.setattr(ours_format._StoredRows, "__getitem__", with_nan)
+    with pytest.raises(DamagedError, match="episode e0: .* NaN or infinite at step 0"):
+        convert(path, tmp_path / "copy.zarr")
+    done = convert(path, tmp_path / "copy.zarr", options=Options(skip_damaged=True))
+    assert list(done.skipped) == ["e0"] and Store.open(done.path).n_episodes == 2
+
+
+def test_two_episodes_of_one_name_are_refused(tmp_path, build):
+    with Store.create(tmp_path / "s.zarr", build.spec()) as store:
+        for _ in range(2):
+            store.append(build.episode(1, build.spec()))
+    with pytest.raises(ConvertError, match="two of its episodes are called e1; one of them would be lost"):
+        convert(tmp_path / "s.zarr", tmp_path / "copy.zarr")
+
+
+@pytest.mark.parametrize("optional", [[], ["rgb_front"]])
+def test_only_some_cameras(new_store, tmp_path, optional):
+    path = new_store(2, optional=optional)
+    convert(path, tmp_path / "copy.zarr", options=Options(cameras=("wrist",)))
     assert sorted(Store.open(tmp_path / "copy.zarr").fields) == ["action", "proprio", "rgb_wrist"]
 
 
