@@ -125,6 +125,7 @@ def _results(cfg: EvalConfig, done: Sequence[EpisodeResult], latency: dict[str, 
         "seed": cfg.seed,
         "tasks": rates(done, "task"),
         "families": rates(done, "family"),
+        "outcomes": outcomes(done),
         "latency_ms": {"p50": None, "p95": None, **latency},
         "batched_plan_ms": summarise_ms([ms for r in done for ms in r.plan_ms]),
         "ended": {
@@ -141,6 +142,14 @@ def _results(cfg: EvalConfig, done: Sequence[EpisodeResult], latency: dict[str, 
         "command": command(),
         "versions": versions(),
     }
+
+
+def outcomes(done: Sequence[EpisodeResult]) -> dict[str, list[int]]:
+    """Task -> 1 or 0 for each of its episodes, in the order of their scenes: what a paired comparison of two runs needs."""
+    found: dict[str, list[int]] = {}
+    for result in done:
+        found.setdefault(result.task, []).append(int(result.success))
+    return found
 
 
 def measure_latency(policy: Policy, envs: VectorEnv, cfg: EvalConfig, episode: EpisodeSpec) -> dict[str, Any]:

@@ -38,6 +38,7 @@ def test_results_json_keeps_its_contract(written):
     assert results["ci95"] == [0.6097, 1.0]  # Wilson, 6 of 6
     assert results["tasks"]["left"] == {"success_rate": 1.0, "ci95": [0.4385, 1.0], "episodes": 3}
     assert set(results["tasks"]) == {"left", "right"}  # "stay" is held out
+    assert results["outcomes"]["left"] == [1, 1, 1] and set(results["outcomes"]) == {"left", "right"}
     assert results["families"] == {"go": rate([True] * 6)}
     assert 0 < results["latency_ms"]["p50"] <= results["latency_ms"]["p95"]
     assert re.fullmatch(r"[0-9a-f]{64}", results["episode_list_sha256"])
