@@ -25,8 +25,8 @@ padpolicy: a robot policy from demonstrations and videos, by denoising the futur
   padpolicy convert SRC DST [--to FORMAT]                other people's recordings in, or ours out; --help
   padpolicy encode PATH encoder=NAME                     latents once, beside the pixels
   padpolicy label PATH checkpoint=DIR out=PATH           actions for frames that have none, read off them
-  padpolicy validate PATH [--json]                       is this dataset sound? exit code 1 if not
-  padpolicy info PATH                                    what is in a dataset or a checkpoint
+  padpolicy validate PATH [--against TEST] [--json]      is this dataset sound? exit code 1 if not
+  padpolicy info PATH [--html FILE]                      what is in a dataset or a checkpoint; a dataset as a page
   padpolicy doctor [--json]                              what this machine has, and what to do about the rest
   padpolicy bench [out=FILE]                             how fast this machine acts, steps environments and trains
   padpolicy --version
@@ -135,22 +135,26 @@ def evaluate(cfg: config.EvalConfig) -> int:
 
 
 def validate(arguments: list[str]) -> int:
-    """padpolicy validate PATH [--json]
+    """padpolicy validate PATH [--against TEST] [--json]
 
-    Reads a whole dataset and lists what is wrong with it. Exit code 0: sound; 1: findings; 2: not a dataset.
+    Reads a whole dataset and lists what is wrong with it; with --against also what it has in common with the dataset
+    that it will be tested on. Exit code 0: sound; 1: errors; 2: not a dataset.
     """
     import json
-    from dataclasses import asdict
+    from dataclasses import asdict, make_dataclass
 
-    as_json = "--json" in arguments
-    path = _path("validate", [a for a in arguments if a != "--json"], "PATH [--json]")
+    from padpolicy.settings import parse_options
+
+    options: type[Any] = make_dataclass("Options", [("against", str, ""), ("json", bool, False)])
+    given, paths = parse_options(options, arguments)
+    path = _path("validate", paths, "PATH [--against TEST] [--json]")
     from padpolicy.data.validate import validate
     from padpolicy.progress import bar
 
     with bar("validating", 100) as advance:
-        findings = validate(path, lambda share: advance(round(100 * share), ""))
+        findings = validate(path, lambda share: advance(round(100 * share), ""), given.against or None)
     errors = [finding for finding in findings if finding.level == "error"]
-    if as_json:
+    if given.json:
         print(json.dumps({"path": str(path), "sound": not errors, "findings": [asdict(f) for f in findings]}, indent=1))
     else:
         print("\n".join(f"{f.level}: {f.where}: {f.message}" for f in findings) or f"{path}: sound")
@@ -223,14 +227,25 @@ def label(cfg: config.LabelConfig) -> int:
 
 
 def info(arguments: list[str]) -> int:
-    """padpolicy info PATH
+    """padpolicy info PATH [--html FILE]
 
-    What a dataset or a checkpoint holds.
+    What a dataset or a checkpoint holds. --html writes a page with pictures of a dataset.
     """
-    path = _path("info", arguments, "PATH")
+    from dataclasses import make_dataclass
+
+    from padpolicy.settings import parse_options
+
+    options: type[Any] = make_dataclass("Options", [("html", str, "")])
+    given, paths = parse_options(options, arguments)
+    path = _path("info", paths, "PATH [--html FILE]")
     from padpolicy.info import info
 
     print(info(path))
+    if given.html:
+        from padpolicy.info_page import write_page
+
+        write_page(path, Path(given.html))
+        print(f"Page: {given.html}")
     return 0
 
 
@@ -278,11 +293,14 @@ def _brief(numbers: dict[str, float]) -> str:
     return "  ".join(f"{name} {numbers[name]:.3g}" for name in ("loss", "samples_per_s") if name in numbers)
 
 
-def _path(verb: str, arguments: list[str], usage: str) -> Path:
+def _path(verb: str, arguments: list[str], usage: str) -> Path | str:
+    """The one path, or URL of a store, that a verb was given."""
+    from padpolicy.data.files import locate
+
     if len(arguments) != 1 or arguments[0].startswith("-"):
         raise config.ConfigError(f"usage: padpolicy {verb} {usage}; got {' '.join(arguments) or 'nothing'}.")
-    path = Path(arguments[0])
-    if not path.exists():
+    path = locate(arguments[0])
+    if isinstance(path, Path) and not path.exists():
         raise FileNotFoundError(f"padpolicy {verb}: there is nothing at {path}.")
     return path
 

@@ -1,20 +1,26 @@
-"""`padpolicy info`: what a dataset, a policy or a training run holds, as text."""
+"""`padpolicy info`: what a dataset, a policy or a training run holds, as text; info_page.py shows a dataset."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from padpolicy.config import ConfigError
 
+if TYPE_CHECKING:
+    from padpolicy.data.store import Store
 
-def info(path: Path) -> str:
-    """Describes whatever stands at `path`.
+
+def info(path: Path | str) -> str:
+    """Describes whatever stands at `path`; a URL is that of a dataset.
 
     Raises:  ConfigError if it is nothing of padpolicy's; StoreError or CheckpointError if it is damaged.
     """
-    if (path / "zarr.json").is_file() or (path / ".zgroup").is_file():
+    if is_dataset(path):
         return _store(path)
+    path = Path(path)
     if (path / "policy.json").is_file() or (path / "policy").is_dir() or (path / "checkpoints").is_dir():
         return _policy(path)
     raise ConfigError(
@@ -22,27 +28,30 @@ def info(path: Path) -> str:
     )
 
 
-def _store(path: Path) -> str:
+def is_dataset(path: Path | str) -> bool:
+    """Whether there is a zarr store, of whatever kind, or a URL, which can be nothing else."""
+    return "://" in str(path) or (Path(path) / "zarr.json").is_file() or (Path(path) / ".zgroup").is_file()
+
+
+def _store(path: Path | str) -> str:
     from padpolicy.data.store import Store
 
     store = Store.open(path)
     success, task_of = store.meta["episode_success"], store.meta["episode_task"]
-    seconds = 0.0
-    for i in range(store.n_episodes):
-        first, behind = store.bounds(i)
-        times = store.read("timestamp", first, behind)
-        seconds += float(times[-1] - times[0])
-    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    size = f", {megabytes(store):.1f} MB" if isinstance(store.path, Path) else ""
+    minutes = episode_seconds(store).sum() / 60
     lines = [
-        f"{path}: dataset, {store.n_episodes} episodes, {store.n_rows} steps, {seconds / 60:.1f} minutes, "
-        f"{size / 1e6:.1f} MB",
-        f"  robot     {store.robot or '(none: action-free)'}",
+        f"{path}: dataset, {store.n_episodes} episodes, {store.n_rows} steps, {minutes:.1f} minutes{size}",
+        f"  robot     {store.robot or ('(no name)' if 'action' in store.fields else '(none: action-free)')}",
         f"  renderer  {store.renderer or '(real cameras)'}",
     ]
     for name, entry in store.fields.items():
         array = store.array(name)
         shape = " x ".join(map(str, array.shape[1:]))
-        lines.append(f"  {name:14} {shape} {array.dtype}, {_about(entry)}".rstrip(", "))
+        parts = [f"{shape} {array.dtype}", about(entry)]
+        if lacking := absent(store, name):
+            parts.append(f"absent in {lacking} of {store.n_episodes} episodes")
+        lines.append(f"  {name:14} {', '.join(parts)}".rstrip(", "))
     lines.append("  tasks")
     for number, task in enumerate(store.tasks):
         mine = task_of == number
@@ -54,7 +63,23 @@ def _store(path: Path) -> str:
     return "\n".join(lines)
 
 
-def _about(entry: dict[str, Any]) -> str:
+def episode_seconds(store: Store) -> np.ndarray:
+    """(N,) float64: from the first row of each episode to its last."""
+    last = store.rows("timestamp", store.episode_ends - 1)
+    return last - store.rows("timestamp", np.r_[0, store.episode_ends][:-1])
+
+
+def absent(store: Store, name: str) -> int:
+    """How many episodes lack a field."""
+    return sum(not store.has(name, i) for i in range(store.n_episodes)) if name in store.optional else 0
+
+
+def megabytes(store: Store) -> float:
+    """What its folder takes on disk."""
+    return sum(file.stat().st_size for file in store.folder().rglob("*") if file.is_file()) / 1e6
+
+
+def about(entry: dict[str, Any]) -> str:
     """The words of a field's entry that say what its numbers mean."""
     units, names = entry.get("units") or entry.get("unit") or [], entry.get("names") or []
     if isinstance(units, list) and len(units) == len(names):

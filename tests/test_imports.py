@@ -36,6 +36,7 @@ TOP = {
     "cli",
     "settings",
     "info",
+    "info_page",
     "doctor",
     "quickstart",
     "bench",

@@ -5,67 +5,61 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import zarr
 
+from padpolicy.data import checks
 from padpolicy.data.actions import ActionSpec
+from padpolicy.data.files import locate
 from padpolicy.data.layout import Finding, StoreError, meta_dtypes, open_checked, read_chunk, read_meta
 
-_IRREGULAR = 0.5  # share of the usual step by which a step may differ before it is reported
+Progress = Callable[[float], None]  # the share done, 0..1
+_LEVELS = ("error", "warning", "info")
 
 
-def validate(path: str | Path, progress: Callable[[float], None] | None = None) -> list[Finding]:
+def validate(path: str | Path, progress: Progress | None = None, against: str | Path | None = None) -> list[Finding]:
     """What is wrong with the store, or folder of videos, at `path`, worst first; without errors it can be used.
 
-    Args: progress: is called with the share done, 0..1.
+    Args:    progress: is called with the share done.
+             against: another store, which is to have nothing in common with this one: what is tested on.
+    Returns: at most one finding per field and kind of fault, naming the first places and how many there are.
+    Raises:  StoreError if `against` cannot be compared with.
     """
-    path = Path(path)
-    if path.is_dir() and not (path / "zarr.json").is_file() and not (path / ".zgroup").is_file():
-        from padpolicy.data import video  # needs PyAV, and only here
+    path = locate(path)
+    if isinstance(path, Path) and _is_folder_of_videos(path):
+        if against is not None:
+            raise StoreError(f"{path} is a folder of videos; only stores are compared with {against}.")
+        return _check_videos(path)
+    share = 1.0 if against is None else 0.5
+    found, contents = _look(path, lambda done: progress(share * done) if progress else None)
+    if against is not None:
+        theirs, test = _look(locate(against), lambda done: progress(0.5 + 0.5 * done) if progress else None)
+        if test is None:
+            worst = sorted(theirs, key=lambda finding: _LEVELS.index(finding.level))[0]
+            raise StoreError(f"{against}: {worst.where}: {worst.message}")
+        if wrong := [finding for finding in theirs if finding.level == "error"]:
+            message = f"{len(wrong)} errors of its own, so not all of it was compared: padpolicy validate {against}"
+            found.append(Finding("warning", str(against), message))
+        if contents is not None:
+            found += checks.check_leaks(contents, test, str(against))
+    return sorted(found, key=lambda finding: _LEVELS.index(finding.level))
 
-        if video.find_videos(path):
-            return _check_videos(path)
-    group, attrs, found = open_checked(path)
-    if group is None or "n_episodes" not in attrs or any(f.where in ("attributes", "meta/episode_ends") for f in found):
-        return found
-    damaged = {finding.where for finding in found if finding.level == "error"}
-    n = attrs["n_episodes"]
-    ends = read_meta(path, group["meta/episode_ends"], n)
-    n_rows = int(ends[-1]) if n else 0
-    if n == 0:
-        found.append(Finding("warning", "n_episodes", "the store holds no episode yet."))
-    found += _check_episodes(path, group, attrs, n, damaged)
-    names = [*attrs["fields"], "timestamp"]
-    spec = None
-    if "action" in attrs["fields"] and "fields/action" not in damaged:
-        spec = ActionSpec.from_dict(attrs["fields"]["action"])
-    for i, name in enumerate(names):
-        if f"data/{name}" not in damaged and f"fields/{name}" not in damaged:
-            found += _check_rows(path, group[f"data/{name}"], name, n_rows, ends, spec)
-        if progress:
-            progress((i + 1) / len(names))
-    tail = {
-        name: group[f"data/{name}"].shape[0] - n_rows
-        for name in names
-        if f"data/{name}" in group and f"data/{name}" not in damaged and f"fields/{name}" not in damaged
-    }
-    if longest := max(tail.values(), default=0):
-        message = (
-            f"{longest} rows behind the last committed episode: an append was interrupted. They are ignored, and the "
-            "next append overwrites them."
-        )
-        found.append(Finding("info", "tail", message))
-    if group.metadata.zarr_format == 2:
-        found.append(Finding("info", "format", "zarr format 2 has no checksums: flipped bits cannot be found here."))
-    return sorted(found, key=lambda finding: ("error", "warning", "info").index(finding.level))
+
+def _is_folder_of_videos(path: Path) -> bool:
+    if not path.is_dir() or (path / "zarr.json").is_file() or (path / ".zgroup").is_file():
+        return False
+    from padpolicy.data import video  # needs PyAV, and only here
+
+    return bool(video.find_videos(path))
 
 
 def _check_videos(folder: Path) -> list[Finding]:
     """Decodes every video of a folder."""
     from padpolicy.data import video
 
-    found, readable = [], 0
+    found, readable, silent = [], 0, []
     try:
         captions = video.check_captions(folder)
     except StoreError as error:
@@ -80,29 +74,66 @@ def _check_videos(folder: Path) -> list[Finding]:
             continue
         readable += 1
         if name not in captions:
-            found.append(Finding("info", name, "it has no caption: it is learned from without words."))
+            silent.append(name)
+    if silent:
+        message = "it has no caption: it is learned from without words."
+        more = f" So have {len(silent) - 1} others." if len(silent) > 1 else ""
+        found.append(Finding("info", silent[0], message + more))
     if not readable:
         found.insert(0, Finding("error", str(folder), "none of the video files can be read."))
     return found
 
 
-def _check_episodes(path: Path, group: zarr.Group, attrs: dict, n: int, damaged: set[str]) -> list[Finding]:
-    found = []
+def _look(path: Path | str, progress: Progress) -> tuple[list[Finding], checks.Contents | None]:
+    """All that is wrong with a store by itself, and what others are compared with; None where it cannot be read."""
+    group, attrs, found = open_checked(path)
+    if group is None or "n_episodes" not in attrs or any(f.where in ("attributes", "meta/episode_ends") for f in found):
+        return found, None
+    damaged = {finding.where for finding in found if finding.level == "error"}
+    n = attrs["n_episodes"]
+    if n == 0:
+        found.append(Finding("warning", "n_episodes", "the store holds no episode yet."))
     meta = {}
     for name in meta_dtypes(attrs):
-        if f"meta/{name}" in damaged:
-            continue
-        try:
-            meta[name] = read_meta(path, group[f"meta/{name}"], n)
-        except StoreError as error:
-            found.append(Finding("error", f"meta/{name}", str(error)))
+        if f"meta/{name}" not in damaged:
+            try:
+                meta[name] = read_meta(path, group[f"meta/{name}"], n)
+            except StoreError as error:
+                found.append(Finding("error", f"meta/{name}", str(error)))
+    if "episode_ends" not in meta:
+        return found, None
+    found += _check_meta(attrs, meta, n)
+    has = {name.removeprefix("has_"): values for name, values in meta.items() if name.startswith("has_")}
+    episodes = checks.Episodes(meta["episode_ends"], has)
+    names = [
+        name
+        for name in ["timestamp", "action", "executed", "proprio", *attrs["fields"]]
+        if name in attrs["fields"] or name == "timestamp"
+    ]
+    names = [n for n in dict.fromkeys(names) if f"data/{n}" not in damaged and f"fields/{n}" not in damaged]
+    rows_found, digests = _check_rows(path, group, attrs, names, episodes, progress)
+    found += rows_found
+    contents = _contents(attrs, meta, {name: group[f"data/{name}"].shape[1:] for name in digests}, digests)
+    found += checks.check_copies(contents)
+    if longest := max((group[f"data/{name}"].shape[0] - episodes.n_rows for name in names), default=0):
+        message = (
+            f"{longest} rows behind the last committed episode: an append was interrupted. They are ignored, and the "
+            "next append overwrites them."
+        )
+        found.append(Finding("info", "tail", message))
+    if group.metadata.zarr_format == 2:
+        found.append(Finding("info", "format", "zarr format 2 has no checksums: flipped bits cannot be found here."))
+    return found, contents
+
+
+def _check_meta(attrs: dict[str, Any], meta: dict[str, np.ndarray], n: int) -> list[Finding]:
+    found = []
     if "episode_task" in meta:
-        for i in np.flatnonzero((meta["episode_task"] >= len(attrs["tasks"])) | (meta["episode_task"] < -1)):
-            message = (
-                f"task {meta['episode_task'][i]} does not exist; there are {len(attrs['tasks'])}. Drop the episode."
-            )
-            found.append(Finding("error", f"meta/episode_task, episode {i}", message))
-        without = int((meta["episode_task"] == -1).sum())
+        task, tasks = meta["episode_task"], len(attrs["tasks"])
+        if (wrong := np.flatnonzero((task >= tasks) | (task < -1))).size:
+            message = f"task {task[wrong[0]]} does not exist; there are {tasks}. Drop the episode."
+            found.append(checks.at_episodes("error", "meta/episode_task", wrong, n, message))
+        without = int((task == -1).sum())
         if without and "action" in attrs["fields"]:
             found.append(Finding("warning", "meta/episode_task", f"{without} of {n} episodes have no instruction."))
     if "episode_id" in meta and len(set(meta["episode_id"])) < n:
@@ -118,71 +149,74 @@ def _check_episodes(path: Path, group: zarr.Group, attrs: dict, n: int, damaged:
 
 
 def _check_rows(
-    path: Path, array: zarr.Array, name: str, n_rows: int, ends: np.ndarray, spec: ActionSpec | None
-) -> list[Finding]:
-    """Reads all committed rows of an array, chunk by chunk. `spec` is that of the store's actions, if it has any."""
-    found, timestamps, where = [], [], f"data/{name}"
-    blank, outside = np.zeros(n_rows, bool), np.zeros(n_rows, bool)
-    for chunk in range(-(-n_rows // array.chunks[0])):
-        first = chunk * array.chunks[0]
-        try:
-            rows = read_chunk(path, array, chunk, n_rows, ends)
-        except StoreError as error:
-            found.append(Finding("error", f"{where}, {_place(first, ends)}", str(error)))
-            timestamps.append(np.full(min(array.chunks[0], n_rows - first), np.nan))
+    path: Path | str,
+    group: zarr.Group,
+    attrs: dict[str, Any],
+    names: list[str],
+    episodes: checks.Episodes,
+    progress: Progress,
+) -> tuple[list[Finding], dict[str, list[bytes | None]]]:
+    """Reads all committed rows of the arrays `names`, timestamp, actions and proprioception first.
+
+    Returns: what is wrong, and a digest per episode of each field; None where an episode lacks it.
+    """
+    spec = ActionSpec.from_dict(attrs["fields"]["action"]) if "action" in names else None
+    found: list[Finding] = []
+    digests: dict[str, list[bytes | None]] = {}
+    numbers: dict[str, checks.Numbers] = {}
+    time_s = np.full(episodes.n_rows, np.nan)
+    motion = checks.Motion(episodes, numbers, time_s, lambda name, a, b: np.asarray(group[f"data/{name}"][a:b]))
+    sizes = {name: group[f"data/{name}"].nbytes for name in names}
+    for i, name in enumerate(names):
+        array, look = group[f"data/{name}"], _looker(name, attrs, episodes, spec)
+        size = array.chunks[0]  # zarr builds this anew each time it is asked
+        chunks, unread = -(-episodes.n_rows // size), list[tuple[int, str]]()
+        before = sum(sizes[other] for other in names[:i])
+        for chunk in range(chunks):
+            first = chunk * size
+            try:
+                look.add(first, read_chunk(path, array, chunk, episodes.n_rows, episodes.ends))
+            except StoreError as error:
+                unread.append((first, str(error)))
+                look.skip(first, min(size, episodes.n_rows - first))
+            progress((before + sizes[name] * (chunk + 1) / chunks) / max(sum(sizes.values()), 1))
+        if unread:
+            (first, message), more = unread[0], f" {len(unread)} of {chunks} chunks are damaged." * (len(unread) > 1)
+            found.append(Finding("error", f"data/{name}, {episodes.place(first)}", message + more))
+        if isinstance(look, checks.Times):
+            time_s[:] = look.time_s
+            found += look.findings()
             continue
-        flat = rows.reshape(len(rows), -1)
-        if rows.dtype.kind == "f":
-            for row in np.flatnonzero(~np.isfinite(flat).all(1)):
-                column = int(np.argmax(~np.isfinite(flat[row])))
-                message = f"dimension {column} is {flat[row, column]}. Drop or repair the episode."
-                found.append(Finding("error", f"{where}, {_place(first + int(row), ends)}", message))
-        else:
-            blank[first : first + len(rows)] = (flat == flat[:, :1]).all(1)
-        if name == "timestamp":
-            timestamps.append(rows)
-        if name in ("action", "executed") and spec is not None:
-            outside[first : first + len(rows)] = spec.gripper_is_outside(rows)
-    if name == "timestamp" and timestamps:  # videos may have any frame rate
-        found += _check_timestamps(np.concatenate(timestamps), ends, irregular=spec is not None)
-    if spec is not None and outside.any():
-        message = (
-            f"from here on {int(outside.sum())} of {n_rows} rows have the binary gripper beyond gripper_range "
-            f"{spec.gripper_range}. Correct gripper_range in the attributes, or the data."
-        )
-        found.append(Finding("error", f"{where}, {_place(int(np.argmax(outside)), ends)}", message))
-    for i, (start, stop) in enumerate(zip(np.r_[0, ends][:-1], ends, strict=True)):
-        if blank[start:stop].all():
-            kind = "invalid" if name.startswith("depth") else "one colour"
-            found.append(
-                Finding("warning", f"{where}, episode {i}", f"every frame is {kind}: was the camera covered or off?")
-            )
-    return found
+        if isinstance(look, checks.Numbers):
+            numbers[name] = look
+        found += look.findings(motion)
+        there = episodes.having(name)
+        digests[name] = [digest if has else None for digest, has in zip(look.digests.done, there, strict=True)]
+    if spec is not None:
+        found += checks.check_lag(numbers, attrs["fields"].get("proprio", {}).get("names", []), spec)
+    return found, digests
 
 
-def _check_timestamps(time_s: np.ndarray, ends: np.ndarray, irregular: bool) -> list[Finding]:
-    found = []
-    for i, (start, stop) in enumerate(zip(np.r_[0, ends][:-1], ends, strict=True)):
-        step_s = np.diff(time_s[start:stop])
-        if len(step_s) == 0 or not np.isfinite(step_s).all():
-            continue
-        if (step_s <= 0).any():
-            step = int(np.argmax(step_s <= 0)) + 1
-            message = f"time does not increase ({step_s[step - 1]:+.4f} s). Repair the timestamps or drop the episode."
-            found.append(Finding("error", f"data/timestamp, episode {i}, step {step}", message))
-            continue
-        usual_s = float(np.median(step_s))
-        odd = np.abs(step_s - usual_s) > _IRREGULAR * usual_s
-        if irregular and odd.any():
-            step = int(np.argmax(odd)) + 1
-            message = (
-                f"irregular: {step_s[step - 1]:.4f} s after {usual_s:.4f} s usually, {int(odd.sum())} times in this "
-                "episode. Frames were dropped or the clock jumped; resample it if the robot acted meanwhile."
-            )
-            found.append(Finding("warning", f"data/timestamp, episode {i}, step {step}", message))
-    return found
+def _looker(
+    name: str, attrs: dict[str, Any], episodes: checks.Episodes, spec: ActionSpec | None
+) -> checks.Times | checks.Numbers | checks.Pictures:
+    if name == "timestamp":
+        return checks.Times(episodes, spec)
+    if name in ("proprio", "action", "executed"):
+        return checks.Numbers(name, attrs["fields"][name]["names"], episodes, spec)
+    return checks.Pictures(name, episodes)
 
 
-def _place(row: int, ends: np.ndarray) -> str:
-    episode = int(np.searchsorted(ends, row, side="right"))
-    return f"episode {episode}, step {row - (int(ends[episode - 1]) if episode else 0)}"
+def _contents(
+    attrs: dict[str, Any],
+    meta: dict[str, np.ndarray],
+    rows: dict[str, tuple[int, ...]],
+    digests: dict[str, list[bytes | None]],
+) -> checks.Contents:
+    n, names = len(meta["episode_ends"]), [str(task.get("name")) for task in attrs["tasks"]]
+    scenes: list[tuple[int, str] | None] = [None] * n
+    if "episode_seed" in meta and "episode_task" in meta:
+        pairs = zip(meta["episode_seed"].tolist(), meta["episode_task"].tolist(), strict=True)
+        scenes = [(s, names[t] if 0 <= t < len(names) else "") if s >= 0 else None for s, t in pairs]
+    ids = [str(name) for name in meta.get("episode_id", [""] * n)]
+    return checks.Contents(ids, scenes, rows, digests, attrs["renderer"])

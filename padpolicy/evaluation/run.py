@@ -145,10 +145,10 @@ def _results(cfg: EvalConfig, done: Sequence[EpisodeResult], latency: dict[str, 
 
 
 def outcomes(done: Sequence[EpisodeResult]) -> dict[str, list[int]]:
-    """Task -> 1 or 0 for each of its episodes, in the order of their scenes: what a paired comparison of two runs needs."""
+    """Task -> 1 or 0 for each of its episodes, in the order of their scenes: for paired comparisons of two runs."""
     found: dict[str, list[int]] = {}
     for result in done:
-        found.setdefault(result.task, []).append(int(result.success))
+        found.setdefault(result.spec.task, []).append(int(result.success))
     return found
 
 

@@ -45,7 +45,9 @@ class Options:
         Raises:  ConvertError naming --fps.
         """
         if self.fps <= 0:
-            raise ConvertError(f"{format_name} does not say how many steps a second it has. Give --fps, for example 10.")
+            raise ConvertError(
+                f"{format_name} does not say how many steps a second it has. Give --fps, for example 10."
+            )
         return 1 / self.fps
 
     def instruction(self, format_name: str) -> str:
