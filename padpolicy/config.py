@@ -266,7 +266,7 @@ class QuickstartConfig:
     tasks: list[str] = field(default_factory=list)  # of the shipped policy; empty: all that are not held out
     episodes_per_task: int = 1  # of the shipped policy
     threads: int = 0  # torch threads; 0 leaves torch's choice
-    train_seconds: int = 360  # how long the small policy trains
+    train_seconds: int = 270  # how long the small policy trains
     train_steps: int = 0  # >0: instead of train_seconds
 
 
