@@ -187,8 +187,10 @@ def convert(arguments: list[str]) -> int:
         done = convert(paths[0], paths[1], to, options, advance)
     for note in done.notes:
         print(f"note: {note}")
-    for name, reason in done.skipped.items():
+    for name, reason in list(done.skipped.items())[:10]:
         print(f"left out: {name}: {reason}")
+    if len(done.skipped) > 10:
+        print(f"left out: {len(done.skipped) - 10} more")
     print(f"Converted {done.format}: {done.episodes} episodes. Next: padpolicy validate {done.path}")
     return 0
 

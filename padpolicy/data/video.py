@@ -27,14 +27,15 @@ from typing import Any
 
 import numpy as np
 
-from padpolicy.data.letterbox import letterbox
 from padpolicy.data.layout import LockedError, StoreError, lock, write_attrs
+from padpolicy.data.letterbox import letterbox
 from padpolicy.data.store import Episode, Store, StoreSpec
 
 CAMERA = "video"  # the camera's name in the cached store
 SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v")
 MIN_GAP_S = 0.045  # frames nearer in time than this are dropped: 60 frames/s teach no more than 20
 _MOST_PIXELS = 8192 * 8192  # of a frame: a damaged header may claim any size
+_REORDERED_S = 1.0  # by so much a frame may seem earlier than the one before: AVI does not say when it is shown
 _LAYOUT = 3  # part of the key: raise it when what is cached changes
 _LOOK_EVERY_S = 0.5  # at whether another process has finished decoding the same folder: another rank, say
 
@@ -97,14 +98,14 @@ def read_captions(folder: Path) -> dict[str, str]:
     source = next((folder / name for name in ("captions.jsonl", "captions.csv") if (folder / name).is_file()), None)
     if source is None:
         return captions
-    with open(source, encoding="utf-8-sig", newline="") as stream:
-        lines: list = [line for line in stream if line.strip()]
     try:
+        with open(source, encoding="utf-8-sig", newline="") as stream:
+            lines: list = [line for line in stream if line.strip()]
         entries = [json.loads(line) for line in lines] if source.suffix == ".jsonl" else list(csv.DictReader(lines))
         for entry in entries:
             if caption := (entry["caption"] or "").strip():
                 captions[Path(entry["file"]).as_posix()] = caption
-    except (KeyError, TypeError, ValueError) as error:
+    except Exception as error:  # not UTF-8, not JSON, not what is expected: each raises its own
         expected = '{"file": …, "caption": …} a line' if source.suffix == ".jsonl" else "the header file,caption"
         raise StoreError(f"{source}: cannot be read ({type(error).__name__}: {error}); expected {expected}.") from error
     return captions
@@ -142,7 +143,8 @@ def frame_times(file: Path) -> np.ndarray:
 def _frames(file: Path) -> Iterator[tuple[float, Any, float]]:
     """Each frame of a video: seconds since the first one, the frame, and the aspect ratio of its pixels.
 
-    Where the decoder says that it conceals damage it is an error: a made-up picture is worse than none.
+    Frames that are not later than the one before are left out. Where the decoder says that it conceals damage, it is an
+    error: a made-up picture is worse than none.
     """
     import av
 
@@ -160,16 +162,18 @@ def _frames(file: Path) -> Iterator[tuple[float, Any, float]]:
                 end_s = max(end_s, float((packet.pts + (packet.duration or 0)) * packet.time_base))
             for frame in packet.decode() if packet.stream is stream else ():
                 time_s = i / rate if frame.time is None else float(frame.time)
-                if frame.is_corrupt or time_s < last_s:
+                if frame.is_corrupt or time_s < last_s - _REORDERED_S:
                     raise ValueError(f"frame {i} is damaged" if frame.is_corrupt else f"time goes back at frame {i}")
                 first_s = time_s if first_s is None else first_s
                 if time_s > last_s:
                     yield time_s - first_s, frame, aspect
-                i, last_s = i + 1, time_s
+                i, last_s = i + 1, max(last_s, time_s)
         said_s = ((container.duration or 0) + (container.start_time or 0)) / 1e6
+        if container.format.name == "avi":  # its duration is guessed from what is there, where it lacks its end
+            said_s = max(said_s, stream.frames / rate)
     if first_s is None:
         raise ValueError("it has no frames")
-    if said_s - end_s > 1 + said_s / 20:
+    if said_s - end_s > 0.5 + said_s / 100 + 2 * end_s / i:  # a last frame may not say how long it is shown
         raise ValueError(f"it ends after {end_s:.1f} of {said_s:.1f} s: it was cut short")
 
 

@@ -14,7 +14,7 @@ from padpolicy.config import DataConfig
 from padpolicy.data.dataset import BatchStream, open_mixture, open_source
 from padpolicy.data.store import StoreError
 from padpolicy.data.validate import validate
-from padpolicy.data.video import CAMERA, cache_folder, decode, open_folder
+from padpolicy.data.video import CAMERA, cache_folder, decode, frame_times, open_folder
 
 CFG = {"image_size": 16, "cameras": ["front"], "depth_cameras": [], "future_depth_cameras": [], "val_fraction": 0.0}
 
@@ -52,7 +52,7 @@ def write_frame(path, rgb, pixel_aspect=None) -> None:
 
 
 def set_display_matrix(path, matrix) -> None:
-    """Overwrites the nine numbers (a b u c d v x y w) of an mp4's only track header, as ISO/IEC 14496-12 places them."""
+    """Overwrites the nine numbers (a b u c d v x y w) of an mp4's only track header, placed as in ISO/IEC 14496-12."""
     data = bytearray(path.read_bytes())
     at = data.index(b"tkhd") + 44
     units = [1 << 16, 1 << 16, 1 << 30] * 3  # fixed point
@@ -211,6 +211,7 @@ def test_a_folder_without_a_readable_video_is_an_error(tmp_path):
         ("captions.jsonl", '{"file": "nowhere.mp4", "caption": "x"}', "captions name 'nowhere.mp4'"),
         ("captions.jsonl", '{"path": "slow.mp4"}', "expected .* a line"),
         ("captions.jsonl", "{", "cannot be read"),
+        ("captions.jsonl", '{"file": "slow.mp4", "caption": 5}', "cannot be read"),
         ("captions.csv", "a,b\n1,2\n", "expected the header file,caption"),
     ],
 )
@@ -219,3 +220,27 @@ def test_bad_captions_are_errors(folder, name, text, message):
     with pytest.raises(StoreError, match=message):
         open_folder(folder, 16)
     assert [(f.level, f.where) for f in validate(folder)] == [("error", "captions")]
+
+
+@pytest.mark.parametrize(("name", "share"), [("cut.mkv", 0.8), ("cut.avi", 0.2)])
+def test_a_file_that_was_cut_short_is_left_out_whole(folder, name, share):
+    write_video(folder / name, np.arange(40) / 10)
+    whole = (folder / name).read_bytes()
+    (folder / name).write_bytes(whole[: int(len(whole) * share)])
+    with pytest.warns(UserWarning, match=rf"{name} is left out: it cannot be decoded \(it ends after .* of 3.9 s"):
+        assert open_folder(folder, 16).n_episodes == 3
+
+
+def test_frames_in_the_wrong_order_are_left_out(tmp_path):
+    write_video(tmp_path / "x.avi", np.arange(30) / 10)  # its container has no times of presentation
+    times_s = frame_times(tmp_path / "x.avi")
+    assert len(times_s) > 20 and (np.diff(times_s) > 0).all()
+
+
+def test_chosen_frames_are_those_of_their_numbers(folder):
+    file = folder / "variable.mkv"
+    every = list(decode(file, 16, np.arange(len(VARIABLE_S))))
+    some = list(decode(file, 16, np.array([2, 3, 9])))
+    assert [time_s for time_s, _ in some] == [every[i][0] for i in (2, 3, 9)]
+    np.testing.assert_array_equal([rgb for _, rgb in some], [every[i][1] for i in (2, 3, 9)])
+    np.testing.assert_array_equal(frame_times(file), [time_s for time_s, _ in every])

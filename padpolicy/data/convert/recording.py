@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from padpolicy.data.actions import KINDS
 from padpolicy.data.layout import StoreError
 from padpolicy.data.store import Episode, StoreSpec
 
@@ -30,7 +31,7 @@ class Options:
     """What a recording may not say itself. Empty: what it says, else unknown, else an error that names the option."""
 
     fps: float = 0.0  # steps a second
-    task: str = ""  # the instruction of episodes that have none
+    task: str = ""  # the instruction of episodes that have none; of videos, "{name}" stands for the file's name in words
     action_kind: str = ""  # "absolute", "delta", "relative_to_chunk_start" or "unknown"
     robot: str = ""  # key of the normaliser
     cameras: tuple[str, ...] = ()  # only these; empty: all
@@ -38,6 +39,13 @@ class Options:
     filter_key: str = ""  # robomimic: only the demonstrations of this mask
     image_size: int = 0  # pixels; pictures are letterboxed to this square. 0: as they are (folders of videos: 256)
     skip_damaged: bool = False  # leave episodes out that cannot be read, instead of stopping there
+
+    def __post_init__(self) -> None:
+        if self.action_kind and self.action_kind not in KINDS:
+            raise ConvertError(f"--action-kind {self.action_kind}: expected one of {', '.join(KINDS)}.")
+        for name in ("fps", "image_size"):
+            if getattr(self, name) < 0:
+                raise ConvertError(f"--{name.replace('_', '-')} {getattr(self, name)}: at least 0.")
 
     def dt_s(self, format_name: str) -> float:
         """Seconds between steps, for a format that does not say.

@@ -128,6 +128,10 @@ def test_what_cannot_be_converted_says_why(new_store, tmp_path):
         open_recording(tmp_path / "taken")
     with pytest.raises(ConvertError, match="say themselves what --fps would"):
         open_recording(path, Options(fps=10))
+    with pytest.raises(ConvertError, match="--action-kind relative: expected one of absolute, delta"):
+        Options(action_kind="relative")
+    with pytest.raises(ConvertError, match="--image-size -1: at least 0"):
+        Options(image_size=-1)
 
 
 def test_the_command(new_store, tmp_path, capsys):
