@@ -88,8 +88,7 @@ def compare(path: Path, lerobot: Path, windows: int) -> None:
 
 
 def memory(path: Path, gigabytes: float, batches: int) -> None:
-    if not path.exists():
-        _noise(path, gigabytes)
+    _noise(path, gigabytes)
     peak, stop = [0], threading.Event()
 
     def watch() -> None:
@@ -119,9 +118,9 @@ def _noise(path: Path, gigabytes: float) -> None:
         robot="noise",
         dt_s=0.1,
     )
-    rng = np.random.default_rng(0)
-    with Store.create(path, spec) as store:
-        while sum(store.n_rows * side * side * 3 for _ in CAMERAS) < gigabytes * 1e9:
+    with Store.open(path, "a") if path.exists() else Store.create(path, spec) as store:
+        rng = np.random.default_rng(store.n_episodes)
+        while len(CAMERAS) * store.n_rows * side * side * 3 < gigabytes * 1e9:
             arrays = {f"rgb_{camera}": rng.integers(0, 256, (length, side, side, 3), np.uint8) for camera in CAMERAS}
             store.append(Episode(arrays | {"action": rng.normal(size=(length, 2)).astype(np.float32)}, task="noise"))
 
