@@ -267,3 +267,53 @@ def test_cached_latents_stand_in_for_rgb(robot):
 def test_sources_can_be_told_apart_by_camera_names(robot):
     source = Source(Store.open(robot), make_cfg(cameras=["top"], future_cameras=[]), camera_names={"top": "wrist"})
     assert "obs.rgb_top" in source.fields
+
+
+def test_the_weight_of_a_source_is_how_often_its_windows_come(new_store, build):
+    one = new_store(4, "one.zarr", length=20, all_succeed=True, robot="one")
+    two = new_store(4, "two.zarr", length=20, all_succeed=True, robot="two")
+    mixture = open_mixture(make_cfg(path=str(one), more=[f"{two}@3"]))
+    robots = [mixture.sample(np.random.default_rng(i)).robot for i in range(400)]
+    assert abs(robots.count("two") / 400 - 0.75) < 0.07
+    assert set(mixture.fit_normalizer().stats) == {"one", "two"}
+    with pytest.raises(StoreError, match="the weight behind @ is -1"):
+        open_mixture(make_cfg(path=f"{one}@-1"))
+    with pytest.raises(StoreError, match=r"data.more=.*video.zarr has no actions"):
+        free = new_store(2, "video.zarr", action=None, proprio=None, depth_cameras=[], robot="")
+        open_mixture(make_cfg(path=str(one), more=[str(free)]))
+
+
+def test_robots_that_feel_different_things_do_not_mix(new_store):
+    one = new_store(2, "one.zarr", all_succeed=True)
+    other = new_store(2, "two.zarr", all_succeed=True, proprio={"names": ["a", "b", "c"], "unit": "m"})
+    with pytest.raises(StoreError, match=r"has the proprioception \['x', 'y', 'sin_yaw'\], .* has \['a', 'b', 'c'\]"):
+        open_mixture(make_cfg(path=str(one), more=[str(other)]))
+
+
+@pytest.mark.parametrize("latents", [False, True])
+def test_a_camera_that_an_episode_lacks_is_absent_in_its_samples(tmp_path, build, latents):
+    spec = build.spec(optional=["rgb_wrist", "proprio"])
+    with Store.create(tmp_path / "s.zarr", spec) as store:
+        for i in range(4):
+            episode = dataclasses.replace(build.episode(i, spec, length=10), success=True)
+            if i == 1:
+                del episode.arrays["rgb_wrist"], episode.arrays["proprio"]
+            store.append(episode)
+
+    class Encoder:
+        fingerprint = "f"
+
+        def encode(self, rgb):
+            return rgb[:, ::4, ::4].permute(0, 3, 1, 2).float()
+
+    if latents:
+        encode_store(tmp_path / "s.zarr", Encoder(), ["front", "wrist"], 16)
+    source = open_source(tmp_path / "s.zarr", make_cfg(), fingerprint="f" if latents else "")
+    wrist = "obs.latent_wrist" if latents else "obs.rgb_wrist"
+    for i in range(4):
+        sample = source.sample(10 * i + 3, np.random.default_rng(0))
+        assert (wrist in sample.fields) == ("obs.proprio" in sample.fields) == (i != 1)
+    felt = np.concatenate([build.episode(i, spec, 10).arrays["proprio"] for i in (0, 2, 3)])
+    np.testing.assert_array_equal(source.store.rows("proprio", source.rows_with("proprio")), felt)
+    assert len(source.rows_with("action")) == 40
+    Mixture([source]).fit_normalizer()
