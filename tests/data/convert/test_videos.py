@@ -158,7 +158,6 @@ def test_what_videos_cannot_have_is_said(folder):
         (Options(proprio=("state",)), "nothing that --proprio could be about"),
         (Options(action_kind="delta"), "nothing that --action-kind could be about"),
         (Options(cameras=("wrist",)), "one camera, 'front'; --cameras asks for wrist"),
-        (Options(fps=-1), "--fps"),
     ):
         with pytest.raises(ConvertError, match=message):
             open_recording(folder, options)
