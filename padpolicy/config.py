@@ -44,7 +44,7 @@ class DataConfig:
     future_offsets_s: list[float] = field(default_factory=lambda: [1.6])  # when the imagined frames are, from "now"
     val_fraction: float = 0.02  # share of episodes held out for the validation loss
     workers: int = 1  # loader processes; 0 loads in the training process
-    cache_mb: int = 512  # decoded frames that each process keeps of each store, MiB
+    cache_mb: int = 512  # decoded frames kept of each store, MiB, by all loader processes of a rank together
     cache_latents: bool = True  # encode each frame once and keep the latents beside the pixels
 
 

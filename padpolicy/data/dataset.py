@@ -189,7 +189,8 @@ def open_source(
         names = {cfg.video_camera: video.CAMERA}
         return Source(store, cfg, True, fingerprint, pixels, names, cfg.video_speed)
     speed = cfg.video_speed if action_free else 1.0
-    return Source(Store.open(path, cache_bytes=cfg.cache_mb << 20), cfg, action_free, fingerprint, pixels, speed=speed)
+    cache_bytes = (cfg.cache_mb << 20) // max(cfg.workers, 1)
+    return Source(Store.open(path, cache_bytes=cache_bytes), cfg, action_free, fingerprint, pixels, speed=speed)
 
 
 class Mixture:
