@@ -51,6 +51,8 @@ def _store(path: Path | str) -> str:
         parts = [f"{shape} {array.dtype}", about(entry)]
         if lacking := absent(store, name):
             parts.append(f"absent in {lacking} of {store.n_episodes} episodes")
+        if by := store.attrs.get("estimated", {}).get(name):
+            parts.append(f"estimated ({by})")
         lines.append(f"  {name:14} {', '.join(parts)}".rstrip(", "))
     lines.append("  tasks")
     for number, task in enumerate(store.tasks):

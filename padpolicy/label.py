@@ -134,8 +134,11 @@ def _labelled(policy: PadPolicy, source: Source, i: int) -> Episode:
         for k, chunk_TA in zip(some, read.float().cpu().numpy(), strict=True):
             n = min(ahead, len(grid) - k)
             action_TA[k : k + n] = chunk_TA[:n]
+    action = ActionSpec.from_dict(spec.action)
+    if action.gripper == "binary":  # an estimate may overshoot what a gripper can be told
+        action_TA[:, -1] = action_TA[:, -1].clip(min(action.gripper_range), max(action.gripper_range))
     if len(grid) > ahead:  # nothing follows the last frame
-        action_TA[-1] = hold_action(ActionSpec.from_dict(spec.action), action_TA[-2])
+        action_TA[-1] = hold_action(action, action_TA[-2])
     arrays = {"timestamp": grid, "action": action_TA}
     for camera in spec.cameras:
         for kind in ("rgb", "depth"):

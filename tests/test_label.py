@@ -17,13 +17,14 @@ from padpolicy.config import ConfigError, LabelConfig
 from padpolicy.data.dataset import open_source
 from padpolicy.data.store import Store
 from padpolicy.data.validate import validate
+from padpolicy.info import info
 
 
 @pytest.fixture
 def policy(monkeypatch):
     policy = small_policy().eval()
     policy.config.spec.cameras = ["front"]
-    policy.config.spec.action = {"kind": "delta", "names": ["x", "y", "z"], "dt_s": 0.1}
+    policy.config.spec.action = {"kind": "delta", "names": ["x", "y", "grip"], "dt_s": 0.1, "gripper": "binary"}
     policy.config.spec.robot = "arm"
     monkeypatch.setattr(saving, "load_policy", lambda name, device: policy)
     monkeypatch.setattr(saving, "find_policy", Path)
@@ -58,9 +59,11 @@ def test_actions_are_those_of_inverse_and_say_so(tmp_path, policy):
         generator=torch.Generator().manual_seed(0),
     ).action.numpy()
     got = out.read("action", 0, 14)
+    read[..., 2] = read[..., 2].clip(0, 1)  # what a gripper can be told
     np.testing.assert_allclose(got[:ahead], read[0, :ahead], rtol=1e-5)
     np.testing.assert_allclose(got[13 - ahead : 13], read[-1, :ahead], rtol=1e-5)
-    assert (got[13] == 0).all()  # nothing follows the last frame
+    assert (got[13, :2] == 0).all() and got[13, 2] == got[12, 2]  # nothing follows the last frame
+    assert "estimated (inverse, p of p)" in info(out.path)
     assert not [finding for finding in validate(out.path) if finding.level == "error"]
 
 
