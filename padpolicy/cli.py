@@ -205,7 +205,10 @@ def encode(cfg: config.EncodeConfig) -> int:
     from padpolicy.encoders.image import ImageEncoder
     from padpolicy.progress import counted_bar
 
-    device, cameras = pick_device(cfg.device), cfg.cameras or list(Store.open(cfg.path).cameras)
+    device, known = pick_device(cfg.device), list(Store.open(cfg.path).cameras)
+    if unknown := sorted(set(cfg.cameras) - set(known)):
+        raise config.ConfigError(f"cameras: {cfg.path} has no {unknown[0]!r}; it has {', '.join(known)}.")
+    cameras = cfg.cameras or known
     workers = cfg.workers if device == "cpu" else 0
     encoder = ImageEncoder.load(cfg.encoder, device)
     load = partial(ImageEncoder.load, cfg.encoder, "cpu")

@@ -419,8 +419,11 @@ def load(verb: str, overrides: Sequence[str] = ()) -> Any:
 
 
 def _shipped_data(path: str) -> str:
-    """`shipped:sample/x` -> where data/sample/x is on this machine; other paths stay."""
-    return str(shipped(f"data/{path.removeprefix('shipped:')}")) if path.startswith("shipped:") else path
+    """`shipped:sample/x` -> where data/sample/x is on this machine; other paths stay, and so does a weight behind @."""
+    if not path.startswith("shipped:"):
+        return path
+    name, at, weight = path.removeprefix("shipped:").partition("@")
+    return str(shipped(f"data/{name}")) + at + weight
 
 
 def dump(cfg: Any) -> str:
@@ -435,6 +438,10 @@ def to_dict(cfg: Any) -> dict[str, Any]:
     return dataclasses.asdict(cfg)
 
 
+def _weight_of(path: str) -> str:
+    return re.search(r"(@[0-9.eE+-]+)?$", path)[0]  # type: ignore[index]
+
+
 def changed(before: dict[str, Any], cfg: TrainConfig) -> list[str]:
     """What differs from the settings that a run was begun with (its config.json) and may not, as "key was …, is …"."""
 
@@ -442,7 +449,7 @@ def changed(before: dict[str, Any], cfg: TrainConfig) -> list[str]:
         if key == "data.path":  # stores may move, but not come or go
             return bool(was) == bool(now)
         if key in ("data.more", "data.videos"):
-            return len(was or ()) == len(now or ())
+            return [_weight_of(path) for path in was or ()] == [_weight_of(path) for path in now or ()]
         return key in _MAY_CHANGE or key.split(".")[0] in _MAY_CHANGE
 
     then, now = _flat(before), _flat(to_dict(cfg))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from padpolicy.config import ConfigError, DataConfig, LabelConfig
+from padpolicy.data.files import is_url
 
 if TYPE_CHECKING:
     from padpolicy.data.dataset import Source
@@ -44,6 +45,13 @@ def label(cfg: LabelConfig, progress: Callable[[int, int], None] | None = None) 
         )
     source = open_source(cfg.path, _as_trained(policy, cfg), action_free=True)
     theirs = source.store.spec
+    if max(spec.future_offsets_s) > (spec.chunk_steps + 0.5) * spec.dt_s:
+        raise ConfigError(
+            f"checkpoint={cfg.checkpoint} imagines {max(spec.future_offsets_s):g} s ahead and acts for "
+            f"{spec.chunk_steps * spec.dt_s:g} s: what happens in between would have no actions."
+        )
+    if is_url(cfg.out):
+        raise ConfigError(f"out={cfg.out} is in an object store, where nothing is written. Choose a path on disk.")
     if missing := [c for c in spec.future_cameras if source.stored_name(c) not in theirs.cameras]:
         raise ConfigError(
             f"{cfg.path} has no camera {missing[0]!r}, which the policy reads; it has {[*theirs.cameras]}."
@@ -51,14 +59,16 @@ def label(cfg: LabelConfig, progress: Callable[[int, int], None] | None = None) 
     cameras = {
         c: theirs.cameras[source.stored_name(c)] for c in spec.cameras if source.stored_name(c) in theirs.cameras
     }
-    estimated = {"estimated": {"action": f"inverse, {find_policy(cfg.checkpoint).resolve().name} of {cfg.checkpoint}"}}
+    said = f"inverse, {find_policy(cfg.checkpoint).resolve().name} of {cfg.checkpoint}"
+    estimated = {"estimated": {"action": said, "from": str(cfg.path), "speed": cfg.speed}}
+    depth = [c for c in spec.depth_cameras if c in cameras and source.stored_name(c) in theirs.depth_cameras]
     wanted = StoreSpec(
         cameras=cameras,
-        depth_cameras=[c for c in spec.depth_cameras if c in cameras and source.stored_name(c) in theirs.depth_cameras],
+        depth_cameras=depth,
         optional=[
             f"{kind}_{c}"
-            for kind in ("rgb", "depth")
-            for c in cameras
+            for kind, some in (("rgb", cameras), ("depth", depth))
+            for c in some
             if f"{kind}_{source.stored_name(c)}" in theirs.optional
         ],
         action=ActionSpec.from_dict(spec.action),
@@ -71,12 +81,15 @@ def label(cfg: LabelConfig, progress: Callable[[int, int], None] | None = None) 
     out = Path(cfg.out)
     with Store.open(out, "a") if out.exists() else Store.create(out, wanted) as store:
         if store.spec.extra.get("estimated") != estimated["estimated"]:
-            raise ConfigError(f"{out} exists and was not labelled by {cfg.checkpoint}. Choose another out.")
+            raise ConfigError(
+                f"{out} exists and is not {cfg.path} at speed {cfg.speed:g}, labelled by {cfg.checkpoint}. Choose "
+                "another out."
+            )
         done, total = {str(name) for name in store.meta["episode_id"]}, source.store.n_episodes
         for i, name in enumerate(source.store.meta["episode_id"]):
             seen = all(source.store.has(f"rgb_{source.stored_name(c)}", i) for c in spec.future_cameras)
-            if seen and str(name) not in done:
-                store.append(_labelled(policy, source, i))
+            if seen and str(name) not in done and (episode := _labelled(policy, source, i)) is not None:
+                store.append(episode)
             if progress:
                 progress(i + 1, total)
     return out
@@ -102,8 +115,8 @@ def _as_trained(policy: PadPolicy, cfg: LabelConfig) -> DataConfig:
     )
 
 
-def _labelled(policy: PadPolicy, source: Source, i: int) -> Episode:
-    """Episode `i` of the source, at the policy's rate, with estimated actions."""
+def _labelled(policy: PadPolicy, source: Source, i: int) -> Episode | None:
+    """Episode `i` of the source, at the policy's rate, with estimated actions; None if shorter than one future."""
     import torch
 
     from padpolicy.batch import collate
@@ -116,8 +129,10 @@ def _labelled(policy: PadPolicy, source: Source, i: int) -> Episode:
     grid = np.arange(0, seconds[-1] + 0.5 * spec.dt_s, spec.dt_s)
     rows = start + np.searchsorted((seconds[1:] + seconds[:-1]) / 2, grid)  # the nearest frame
     ahead = min(max(round(max(spec.future_offsets_s) / spec.dt_s), 1), spec.chunk_steps)
-    starts = list(range(0, max(len(grid) - ahead, 1), ahead))
-    if len(grid) > ahead and starts[-1] + ahead < len(grid) - 1:
+    if len(grid) <= ahead:
+        return None
+    starts = list(range(0, len(grid) - ahead, ahead))
+    if starts[-1] + ahead < len(grid) - 1:
         starts.append(len(grid) - 1 - ahead)  # the last frame is the future of the last window
     action_TA = np.zeros((len(grid), spec.action_dim), np.float32)
     rng = np.random.default_rng(i)
@@ -137,8 +152,7 @@ def _labelled(policy: PadPolicy, source: Source, i: int) -> Episode:
     action = ActionSpec.from_dict(spec.action)
     if action.gripper == "binary":  # an estimate may overshoot what a gripper can be told
         action_TA[:, -1] = action_TA[:, -1].clip(min(action.gripper_range), max(action.gripper_range))
-    if len(grid) > ahead:  # nothing follows the last frame
-        action_TA[-1] = hold_action(action, action_TA[-2])
+    action_TA[-1] = hold_action(action, action_TA[-2])  # nothing follows the last frame
     arrays = {"timestamp": grid, "action": action_TA}
     for camera in spec.cameras:
         for kind in ("rgb", "depth"):

@@ -79,6 +79,8 @@ def parse_options(cls: type[T], arguments: Sequence[str]) -> tuple[T, list[str]]
             raise config.ConfigError(f"unknown option {option}; there are {', '.join(defaults)}.")
         item = defaults[option]
         if isinstance(item.default, bool):
+            if equals:
+                raise config.ConfigError(f"{option} takes no value; leave it out for no.")
             values[item.name] = True
             continue
         if not equals:
@@ -87,7 +89,7 @@ def parse_options(cls: type[T], arguments: Sequence[str]) -> tuple[T, list[str]]
             value = rest.pop(0)
         try:
             kind: Any = type(item.default)
-            values[item.name] = tuple(value.split(",")) if kind is tuple else kind(value)
+            values[item.name] = tuple(filter(None, value.split(","))) if kind is tuple else kind(value)
         except ValueError:
             expected = {int: "a whole number", float: "a number"}[kind]
             raise config.ConfigError(f"{option} {value}: expected {expected}.") from None

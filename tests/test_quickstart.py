@@ -20,7 +20,7 @@ def test_quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     }.items():
         monkeypatch.setattr(quickstart, name, value)
     out = tmp_path / "a page"
-    cfg = config.load("quickstart", [f"out='{out}'", "tasks=[touch_red_cube]", "train_steps=2", "threads=1"])
+    cfg = config.load("quickstart", [f"out='{out}'", "tasks=[open_drawer]", "train_steps=2", "threads=1"])
     quickstart.quickstart(cfg)
     results = json.loads((out / "results.json").read_text())
     for part, checkpoint in ((results, "tabletop"), (results["trained"], str(out / "work" / "run"))):
@@ -30,7 +30,7 @@ def test_quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
         assert part["ci95"][0] <= part["success_rate"] <= part["ci95"][1]
         assert set(part["latency_ms"]) >= {"p50", "p95"}
         assert len(part["episode_list_sha256"]) == 64
-        assert part["tasks"] == {"touch_red_cube": part["tasks"]["touch_red_cube"]}
+        assert part["tasks"] == {"open_drawer": part["tasks"]["open_drawer"]}
     assert results["trained"]["training"]["steps"] == 2
     page = (out / "index.html").read_text()
     assert "2 demonstrations" in page

@@ -18,7 +18,7 @@ from padpolicy.batch import Batch, Sample, collate
 from padpolicy.config import DataConfig
 from padpolicy.data import windows
 from padpolicy.data.actions import ActionSpec, hold_action
-from padpolicy.data.files import locate
+from padpolicy.data.files import is_url, locate
 from padpolicy.data.latents import cached_latents
 from padpolicy.data.letterbox import letterbox
 from padpolicy.data.normalizer import Normalizer
@@ -151,11 +151,11 @@ def _split_rows(store: Store, val_fraction: float, failures: bool) -> dict[str, 
     """
     draw = np.array([_hash_01(str(name)) for name in store.meta["episode_id"]])
     is_val = draw < val_fraction
-    if val_fraction > 0 and len(draw) > 1 and not is_val.any():
-        is_val[np.argmin(draw)] = True
-    if is_val.all():
-        is_val[:] = False
     used = np.full(len(draw), True) if failures else np.asarray(store.meta["episode_success"], bool)
+    if val_fraction > 0 and used.sum() > 1 and not is_val[used].any():
+        is_val[np.argmin(np.where(used, draw, 2.0))] = True
+    if is_val[used].all():
+        is_val[:] = False
     if len(used) and not used.any():
         raise StoreError(
             f"{store.path}: not one of its {len(used)} episodes succeeded (meta/episode_success), so there is nothing to "
@@ -181,15 +181,15 @@ def open_source(
 
     Raises:  StoreError if it is neither, or damaged.
     """
-    path = locate(path)
+    path, cache_bytes = locate(path), (cfg.cache_mb << 20) // max(cfg.workers, 1)
     if isinstance(path, Path) and path.is_dir() and not (path / "zarr.json").is_file() and not (path / ".zgroup").is_file():
         from padpolicy.data import video  # needs PyAV, and only here
 
         store = video.open_folder(path, cfg.image_size)
+        store.cache_bytes = cache_bytes
         names = {cfg.video_camera: video.CAMERA}
         return Source(store, cfg, True, fingerprint, pixels, names, cfg.video_speed)
     speed = cfg.video_speed if action_free else 1.0
-    cache_bytes = (cfg.cache_mb << 20) // max(cfg.workers, 1)
     return Source(Store.open(path, cache_bytes=cache_bytes), cfg, action_free, fingerprint, pixels, speed=speed)
 
 
@@ -343,8 +343,10 @@ def open_mixture(cfg: DataConfig, fingerprint: str = "", pixels: bool = False) -
 
 
 def _weighted(path: str) -> tuple[str, float]:
-    """`PATH@3` -> PATH, 3; a path without a number behind an @ has the weight 1."""
+    """`PATH@3` -> PATH, 3; a path that exists, or without a number behind an @, has the weight 1."""
     before, at, weight = path.rpartition("@")
+    if at and not is_url(path) and Path(path).exists():
+        return path, 1.0
     try:
         value = float(weight) if at else 1.0
     except ValueError:

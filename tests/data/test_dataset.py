@@ -317,3 +317,12 @@ def test_a_camera_that_an_episode_lacks_is_absent_in_its_samples(tmp_path, build
     np.testing.assert_array_equal(source.store.rows("proprio", source.rows_with("proprio")), felt)
     assert len(source.rows_with("action")) == 40
     Mixture([source]).fit_normalizer()
+
+
+@pytest.mark.parametrize("succeeded", [(True, False), (False, True), (True, True, False)])
+def test_failures_do_not_use_up_the_training_episodes(tmp_path, build, succeeded):
+    with Store.create(tmp_path / "s.zarr", build.spec()) as store:
+        for i, success in enumerate(succeeded):
+            store.append(dataclasses.replace(build.episode(i, build.spec(), 5), success=success))
+    rows = open_source(tmp_path / "s.zarr", make_cfg(val_fraction=0.02)).rows
+    assert len(rows["train"]) >= 5 and len(rows["val"]) == (5 if sum(succeeded) > 1 else 0)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from padpolicy.data.convert.recording import ConvertError, DamagedError, Options, Recording
+from padpolicy.data.files import is_url
 from padpolicy.data.layout import StoreError, lock
 
 # In this order they are asked whether they recognise a path. The modules are imported when they are asked.
@@ -66,6 +67,8 @@ def convert(
     Raises:  ConvertError if `dst` exists, if the recording lacks something that an option must say, or where it is
              damaged (DamagedError, unless options.skip_damaged); LockedError if another process converts to `dst`.
     """
+    if is_url(src) or is_url(dst):
+        raise ConvertError(f"{src if is_url(src) else dst} is in an object store; convert works on disk. Copy it there.")
     src, dst, options = Path(src), Path(dst), options or Options()
     if to not in WRITES:
         raise ConvertError(f"--to {to}: expected one of {', '.join(WRITES)}.")
