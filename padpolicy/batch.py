@@ -1,6 +1,7 @@
 """THE data contract: names, shapes, dtypes and units of everything that travels between disk and motor.
 
-Imports numpy and torch only; everything else in the library may import it.
+A `Sample` (sample.py) is one window or one observation in numpy, a `Batch` many of them in torch. Imports numpy and
+torch only; everything else in the library may import it.
 
 Letters: B batch, O observation steps, F future frames, T action steps, A action dims, P proprio dims, H W image size,
 C h w latent size. `<cam>` is a camera's name; cameras may differ in size because each is a field of its own.
@@ -25,25 +26,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-TIME_AXES = ("obs", "future", "action")
-
-
-@dataclass
-class Sample:
-    """One training window, or one observation: numpy arrays without the batch dimension. What is absent has no key."""
-
-    fields: dict[str, np.ndarray] = field(default_factory=dict)
-    is_pad: dict[str, np.ndarray] = field(default_factory=dict)  # time axis -> (n,) bool: True where repeated, not seen
-    time_s: dict[str, np.ndarray] = field(default_factory=dict)  # time axis -> (n,) float32, seconds from "now"
-    text: str | None = None  # None: no instruction known
-    robot: str = ""  # key of the normaliser; "" for action-free video
-    index: int = 0  # which sample of the global batch this is: the key of its random draws
+from padpolicy.sample import TIME_AXES, Sample
 
 
 @dataclass

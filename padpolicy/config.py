@@ -422,8 +422,8 @@ def _shipped_data(path: str) -> str:
     """`shipped:sample/x` -> where data/sample/x is on this machine; other paths stay, and so does a weight behind @."""
     if not path.startswith("shipped:"):
         return path
-    name, at, weight = path.removeprefix("shipped:").partition("@")
-    return str(shipped(f"data/{name}")) + at + weight
+    name, weight = split_weight(path.removeprefix("shipped:"))
+    return str(shipped(f"data/{name}")) + (f"@{weight:g}" if weight != 1 else "")
 
 
 def dump(cfg: Any) -> str:
@@ -438,8 +438,13 @@ def to_dict(cfg: Any) -> dict[str, Any]:
     return dataclasses.asdict(cfg)
 
 
-def _weight_of(path: str) -> str:
-    return re.search(r"(@[0-9.eE+-]+)?$", path)[0]  # type: ignore[index]
+def split_weight(path: str) -> tuple[str, float]:
+    """`PATH@3` -> PATH, 3; a path that exists as it is, or that has no number behind an @, has the weight 1."""
+    before, at, weight = path.rpartition("@")
+    try:
+        return (path, 1.0) if not at or Path(path).exists() else (before, float(weight))
+    except ValueError:
+        return path, 1.0
 
 
 def changed(before: dict[str, Any], cfg: TrainConfig) -> list[str]:
@@ -449,7 +454,7 @@ def changed(before: dict[str, Any], cfg: TrainConfig) -> list[str]:
         if key == "data.path":  # stores may move, but not come or go
             return bool(was) == bool(now)
         if key in ("data.more", "data.videos"):
-            return [_weight_of(path) for path in was or ()] == [_weight_of(path) for path in now or ()]
+            return [split_weight(path)[1] for path in was or ()] == [split_weight(path)[1] for path in now or ()]
         return key in _MAY_CHANGE or key.split(".")[0] in _MAY_CHANGE
 
     then, now = _flat(before), _flat(to_dict(cfg))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from padpolicy.config import ConfigError
+from padpolicy.data.files import is_url, is_zarr, locate
 
 if TYPE_CHECKING:
     from padpolicy.data.store import Store
@@ -30,7 +31,7 @@ def info(path: Path | str) -> str:
 
 def is_dataset(path: Path | str) -> bool:
     """Whether there is a zarr store, of whatever kind, or a URL, which can be nothing else."""
-    return "://" in str(path) or (Path(path) / "zarr.json").is_file() or (Path(path) / ".zgroup").is_file()
+    return is_url(path) or is_zarr(locate(path))
 
 
 def _store(path: Path | str) -> str:

@@ -62,16 +62,8 @@ def write_page(path: Path | str, file: Path) -> None:
 
 def page(store: Store) -> str:
     """The page as HTML text."""
-    import jinja2
-
-    templates = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    templates.filters |= {"uri": media.data_uri, "words": lambda name: name.replace("_", " ")}
+    templates = media.templates(Path(__file__).parent)
+    templates.filters |= {"words": lambda name: name.replace("_", " ")}
     templates.filters |= {"n": _grouped, "duration": _duration}
     seconds = episode_seconds(store)
     tasks = _tasks(store)

@@ -147,8 +147,7 @@ def _labelled(policy: PadPolicy, source: Source, i: int) -> Episode | None:
         read = policy.predict(collate(samples), mode="inverse", future=future, generator=generator).action
         assert read is not None  # mode "inverse" is the mode that gives actions
         for k, chunk_TA in zip(some, read.float().cpu().numpy(), strict=True):
-            n = min(ahead, len(grid) - k)
-            action_TA[k : k + n] = chunk_TA[:n]
+            action_TA[k : k + ahead] = chunk_TA[:ahead]
     action = ActionSpec.from_dict(spec.action)
     if action.gripper == "binary":  # an estimate may overshoot what a gripper can be told
         action_TA[:, -1] = action_TA[:, -1].clip(min(action.gripper_range), max(action.gripper_range))

@@ -8,11 +8,12 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from padpolicy.batch import Batch, Sample, collate
+from padpolicy.batch import Batch, collate
 from padpolicy.config import DiffusionConfig, EncodersConfig, ModelConfig
 from padpolicy.data.normalizer import Normalizer
 from padpolicy.encoders.depth import DepthScale
 from padpolicy.policy import PadPolicy
+from padpolicy.sample import Sample
 from padpolicy.spec import PolicyConfig, PolicySpec
 
 SIZE, CHUNK, ACTION, PROPRIO = 32, 6, 3, 4

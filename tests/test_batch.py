@@ -8,7 +8,8 @@ import torch
 from small import batch_of, robot_sample, video_sample
 
 from padpolicy import draws
-from padpolicy.batch import Sample, collate, present
+from padpolicy.batch import collate, present
+from padpolicy.sample import Sample
 
 
 def test_what_is_absent_says_so():

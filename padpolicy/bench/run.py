@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from padpolicy import config
-from padpolicy.batch import Batch, Sample, collate
+from padpolicy.batch import Batch, collate
 from padpolicy.bench.bare import BareTraining, Size
 from padpolicy.bench.environment import step_rates
 from padpolicy.config import BenchConfig, ConfigError, TrainConfig
@@ -33,6 +33,7 @@ from padpolicy.encoders.image import ImageEncoder
 from padpolicy.encoders.text import TextEncoder
 from padpolicy.evaluation.run import commit
 from padpolicy.policy import PadPolicy
+from padpolicy.sample import Sample
 from padpolicy.saving import load_policy
 from padpolicy.shipped import shipped
 from padpolicy.spec import PolicyConfig, PolicySpec

@@ -1,8 +1,7 @@
 """The only two pieces of state in closed loop, used by evaluation, server and deployment alike.
 
 `ObservationBuffer` remembers what was seen, by timestamp; `ChunkQueue` holds what is to be done, by due time. Times are
-seconds on one clock (real or virtual); both classes only ever see the times they are given. This needs numpy; only
-`ObservationBuffer.sample`, whose answer is for the policy, brings torch.
+seconds on one clock (real or virtual); both classes only ever see the times they are given.
 
     ObservationBuffer                          ChunkQueue
                                                plan 1, observed at t=0:   a0 a1 a2 a3 a4 a5 a6 a7
@@ -21,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-if TYPE_CHECKING:  # padpolicy.batch imports torch
-    from padpolicy.batch import Sample
+from padpolicy.sample import Sample
+
+if TYPE_CHECKING:
     from padpolicy.spec import PolicySpec
 
 
@@ -80,8 +80,6 @@ class ObservationBuffer:
 
         Raises:  ValueError if nothing was pushed, or the history asked for is longer than `keep_s`.
         """
-        from padpolicy.batch import Sample
-
         now = self.latest_s
         offsets = (np.arange(spec.obs_steps) - (spec.obs_steps - 1)) * spec.dt_s
         if -offsets[0] > self.keep_s + 1e-9:

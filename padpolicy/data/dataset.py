@@ -14,11 +14,12 @@ import numpy as np
 from torch.utils.data import DataLoader
 
 from padpolicy import draws
-from padpolicy.batch import Batch, Sample, collate
-from padpolicy.config import DataConfig
+from padpolicy.batch import Batch, collate
+from padpolicy.sample import Sample
+from padpolicy.config import DataConfig, split_weight
 from padpolicy.data import windows
 from padpolicy.data.actions import ActionSpec, hold_action
-from padpolicy.data.files import is_url, locate
+from padpolicy.data.files import is_zarr, locate
 from padpolicy.data.latents import cached_latents
 from padpolicy.data.letterbox import letterbox
 from padpolicy.data.normalizer import Normalizer
@@ -182,7 +183,7 @@ def open_source(
     Raises:  StoreError if it is neither, or damaged.
     """
     path, cache_bytes = locate(path), (cfg.cache_mb << 20) // max(cfg.workers, 1)
-    if isinstance(path, Path) and path.is_dir() and not (path / "zarr.json").is_file() and not (path / ".zgroup").is_file():
+    if isinstance(path, Path) and path.is_dir() and not is_zarr(path):
         from padpolicy.data import video  # needs PyAV, and only here
 
         store = video.open_folder(path, cfg.image_size)
@@ -333,27 +334,15 @@ def open_mixture(cfg: DataConfig, fingerprint: str = "", pixels: bool = False) -
     named = [("data.path", cfg.path)] if cfg.path else []
     named += [("data.more", path) for path in cfg.more] + [("data.videos", path) for path in cfg.videos]
     for setting, path in named:
-        path, weight = _weighted(path)
+        path, weight = split_weight(path)
+        if not 0 < weight < float("inf"):
+            raise StoreError(f"{path}: the weight behind @ is {weight:g}; expected a number above 0.")
         source = open_source(path, cfg, setting == "data.videos", fingerprint, pixels)
         if source.action_free and setting != "data.videos":
             raise StoreError(f"{setting}={path} has no actions, so no policy comes of it. Give it as data.videos=[…].")
         sources.append(source)
         weights.append(weight)
     return Mixture(sources, cfg.video_ratio, weights)
-
-
-def _weighted(path: str) -> tuple[str, float]:
-    """`PATH@3` -> PATH, 3; a path that exists, or without a number behind an @, has the weight 1."""
-    before, at, weight = path.rpartition("@")
-    if at and not is_url(path) and Path(path).exists():
-        return path, 1.0
-    try:
-        value = float(weight) if at else 1.0
-    except ValueError:
-        return path, 1.0
-    if not 0 < value < float("inf"):
-        raise StoreError(f"{path}: the weight behind @ is {weight}; expected a number above 0.")
-    return (before if at else path), value
 
 
 class BatchStream:

@@ -47,6 +47,11 @@ def read_file(path: Path | str, key: str) -> bytes | None:
         return None
 
 
+def is_zarr(path: Path | str) -> bool:
+    """Whether there is a zarr group, of either format. Raises what an object store raises."""
+    return any(read_file(path, name) is not None for name in ("zarr.json", ".zgroup"))
+
+
 def is_writable(path: Path | str) -> bool:
     return isinstance(path, Path) and os.access(path, os.W_OK)
 

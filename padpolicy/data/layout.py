@@ -19,7 +19,7 @@ import zarr
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec
 
 from padpolicy.data.actions import ActionSpec
-from padpolicy.data.files import is_writable, locate, open_root, read_file
+from padpolicy.data.files import is_writable, is_zarr, locate, open_root, read_file
 
 SCHEMA_VERSION = 1
 META = {
@@ -99,10 +99,10 @@ def open_checked(path: str | Path) -> tuple[zarr.Group | None, dict[str, Any], l
     """
     path = locate(path)
     try:
-        is_zarr = any(read_file(path, name) is not None for name in ("zarr.json", ".zgroup"))
+        there = is_zarr(path)
     except Exception as error:  # whatever an object store makes of a wrong key, endpoint or name
         return None, {}, [Finding("error", str(path), f"it cannot be reached: {_first(error)}")]
-    if not is_zarr:
+    if not there:
         nothing = isinstance(path, str) or not path.exists()
         reason = "there is nothing at this path" if nothing else "this is not a zarr store"
         return (

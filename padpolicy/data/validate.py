@@ -12,7 +12,7 @@ import zarr
 
 from padpolicy.data import checks
 from padpolicy.data.actions import ActionSpec
-from padpolicy.data.files import locate
+from padpolicy.data.files import is_zarr, locate
 from padpolicy.data.layout import Finding, StoreError, meta_dtypes, open_checked, read_chunk, read_meta
 
 Progress = Callable[[float], None]  # the share done, 0..1
@@ -48,7 +48,7 @@ def validate(path: str | Path, progress: Progress | None = None, against: str | 
 
 
 def _is_folder_of_videos(path: Path) -> bool:
-    if not path.is_dir() or (path / "zarr.json").is_file() or (path / ".zgroup").is_file():
+    if not path.is_dir() or is_zarr(path):
         return False
     from padpolicy.data import video  # needs PyAV, and only here
 

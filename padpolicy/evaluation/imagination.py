@@ -16,11 +16,12 @@ import numpy as np
 import torch
 
 from padpolicy import draws
-from padpolicy.batch import Batch, Sample, collate
+from padpolicy.batch import Batch, collate
 from padpolicy.control.chunking import ObservationBuffer
 from padpolicy.data.actions import ActionSpec, hold_action
 from padpolicy.data.letterbox import letterbox
 from padpolicy.data.store import Store
+from padpolicy.sample import Sample
 
 if TYPE_CHECKING:
     from padpolicy.policy import Policy

@@ -1,4 +1,4 @@
-"""Pictures and videos that a browser shows: PNG as data URIs, H.264 files."""
+"""What a browser shows: templates of pages, PNG as data URIs, H.264 files."""
 
 from __future__ import annotations
 
@@ -8,8 +8,27 @@ import zlib
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import jinja2
+
+
+def templates(folder: Path) -> jinja2.Environment:
+    """The templates in a folder, and page.css here, which all pages include. Filter `uri`: an image as `data_uri`."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([folder, Path(__file__).parent]),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["uri"] = data_uri
+    return environment
 
 
 def png(image: np.ndarray) -> bytes:

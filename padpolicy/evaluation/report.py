@@ -169,16 +169,8 @@ def _video_list(evaluation: Evaluation) -> list[dict[str, Any]]:
 
 def page(evaluation: Evaluation, trained: Evaluation | None = None) -> str:
     """The page as HTML text."""
-    import jinja2
-
-    templates = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    templates.filters |= {"pct": _percent, "uri": media.data_uri, "seconds": _seconds, "words": _words, "value": _value}
+    templates = media.templates(Path(__file__).parent)
+    templates.filters |= {"pct": _percent, "seconds": _seconds, "words": _words, "value": _value}
     curve = charts.loss_curve(*zip(*trained.losses, strict=True)) if trained is not None and trained.losses else ""
     return templates.get_template("report.html.j2").render(shipped=evaluation, trained=trained, loss_curve=curve)
 

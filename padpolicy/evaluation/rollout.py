@@ -19,11 +19,12 @@ import numpy as np
 import torch
 
 from padpolicy import draws
-from padpolicy.batch import Sample, collate
+from padpolicy.batch import collate
 from padpolicy.config import EvalConfig
 from padpolicy.control.chunking import ChunkQueue, ObservationBuffer
 from padpolicy.data.letterbox import letterbox
 from padpolicy.evaluation.vector import Act, Description, Reset, Step, VectorEnv
+from padpolicy.sample import Sample
 
 if TYPE_CHECKING:  # only the interface is used: any policy will do
     from padpolicy.policy import Policy

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from padpolicy.batch import Sample, collate
+from padpolicy.batch import collate
 from padpolicy.config import AugmentConfig
+from padpolicy.sample import Sample
 from padpolicy.training.augment import augment
 
 SIDE = 32
