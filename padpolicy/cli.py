@@ -22,6 +22,9 @@ padpolicy: a robot policy from demonstrations and videos, by denoising the futur
   padpolicy collect env=tabletop episodes_per_task=N seed=S out=PATH     demonstrations by scripted experts
   padpolicy train experiment=NAME [data.path=PATH] out=DIR               the same command again resumes
   padpolicy eval checkpoint=DIR|tabletop env=NAME out=DIR                success table, videos, one HTML page
+  padpolicy serve checkpoint=DIR|tabletop [port=8000]                    a policy over websockets
+  padpolicy deploy checkpoint=DIR|tabletop robot=NAME out=DIR            it drives a robot, with a live page
+  padpolicy replay PATH robot=NAME out=DIR                               a recorded episode drives it again
   padpolicy convert SRC DST [--to FORMAT]                other people's recordings in, or ours out; --help
   padpolicy encode PATH encoder=NAME                     latents once, beside the pixels
   padpolicy label PATH checkpoint=DIR out=PATH           actions for frames that have none, read off them
@@ -29,14 +32,20 @@ padpolicy: a robot policy from demonstrations and videos, by denoising the futur
   padpolicy info PATH [--html FILE]                      what is in a dataset or a checkpoint; a dataset as a page
   padpolicy doctor [--json]                              what this machine has, and what to do about the rest
   padpolicy bench [out=FILE]                             how fast this machine acts, steps environments and trains
+  padpolicy bench latency [steps=[1,2,4]] [out=FILE]     one plan stage by stage, beside PAD's settings
   padpolicy --version
 
 Settings are key=value. `padpolicy VERB --help` lists them with their defaults; `padpolicy VERB … --cfg` prints what
 would run. Exit codes: 0 done, 1 findings (validate, doctor), 2 something you gave cannot be used.
 PADPOLICY_DEBUG=1 shows the traceback behind an error."""
 
-CONFIGURED = ("quickstart", "collect", "train", "eval", "encode", "label", "bench")
-POSITIONAL = {"encode": "path", "label": "path"}  # a first argument without = is this setting
+CONFIGURED = ("quickstart", "collect", "train", "eval", "serve", "encode", "label", "deploy", "replay", "bench")
+POSITIONAL = {
+    "encode": "path",
+    "label": "path",
+    "replay": "path",
+    "bench": "what",
+}  # a first argument without = is this setting
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -134,6 +143,26 @@ def evaluate(cfg: config.EvalConfig) -> int:
     return 0
 
 
+def serve(cfg: config.ServeConfig) -> int:
+    """A policy over websockets, for padpolicy's light client and openpi's, until Ctrl-C."""
+    import warnings
+
+    import torch
+
+    from padpolicy.control.planner import LocalBrain
+    from padpolicy.control.server import serve
+    from padpolicy.device import pick_device
+    from padpolicy.saving import load_policy
+
+    if cfg.threads:
+        torch.set_num_threads(cfg.threads)
+    warnings.filterwarnings("ignore", message="the instruction ")  # would be remembered for every sentence that comes
+    policy = load_policy(cfg.checkpoint, pick_device(cfg.device))
+    imagines = bool(policy.spec.future_cameras) and policy.config.diffusion.modes.get("joint", 0) > 0
+    serve(cfg, LocalBrain(policy), policy.spec, imagines)
+    return 0
+
+
 def validate(arguments: list[str]) -> int:
     """padpolicy validate PATH [--against TEST] [--json]
 
@@ -220,6 +249,23 @@ def encode(cfg: config.EncodeConfig) -> int:
     return 0
 
 
+def deploy(cfg: config.DeployConfig) -> int:
+    """A checkpoint, here or served, drives a robot; a live page shows it and stops it; everything is recorded."""
+    from padpolicy.deploy import deploy
+
+    results = deploy(cfg)
+    print(f"{results['succeeded']} of {len(results['episodes'])} done. Recorded: {Path(cfg.out) / 'recording.zarr'}")
+    return 0
+
+
+def replay(cfg: config.ReplayConfig) -> int:
+    """A recorded episode drives a robot again, under the same safety as a policy."""
+    from padpolicy.deploy import replay
+
+    replay(cfg)
+    return 0
+
+
 def label(cfg: config.LabelConfig) -> int:
     """Actions for the frames of PATH, read off them by a policy's mode `inverse`, marked as estimated."""
     from padpolicy.label import label
@@ -268,10 +314,18 @@ def doctor(arguments: list[str]) -> int:
 
 
 def bench(cfg: config.BenchConfig) -> int:
-    """How fast this machine acts, steps environments and trains: ratios of pairs measured side by side."""
-    from padpolicy.bench.run import bench
-    from padpolicy.bench.table import show
+    """How fast this machine acts, steps environments and trains; `bench latency`: one plan stage by stage."""
+    from padpolicy.bench.table import show, show_latency
     from padpolicy.progress import bar
+
+    if cfg.what == "latency":
+        from padpolicy.bench.latency import latency
+
+        with bar("measuring", cfg.plans) as advance:
+            results = latency(cfg, advance)
+        show_latency(results)
+        return 0
+    from padpolicy.bench.run import bench
 
     with bar("measuring", 5) as advance:
         results = bench(cfg, advance)
@@ -284,9 +338,12 @@ VERBS: dict[str, Callable[[Any], int]] = {
     "collect": collect,
     "train": train,
     "eval": evaluate,
+    "serve": serve,
     "convert": convert,
     "encode": encode,
     "label": label,
+    "deploy": deploy,
+    "replay": replay,
     "validate": validate,
     "info": info,
     "doctor": doctor,

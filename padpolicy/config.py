@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import ipaddress
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +19,9 @@ from typing import Any
 from padpolicy.shipped import shipped
 
 MISSING: Any = "???"  # omegaconf's own marker: reading it raises and names the field
+
+
+API_KEY_VARIABLE = "PADPOLICY_API_KEY"  # a key on the command line shows in the list of processes
 
 
 class ConfigError(ValueError):
@@ -258,6 +263,150 @@ class LabelConfig:
 
 
 @dataclass
+class LimitsConfig:
+    """Of every number of a waypoint, or of every joint: in its own unit (m, rad, share of the opening) and seconds."""
+
+    low: list[float] = field(default_factory=list)
+    high: list[float] = field(default_factory=list)
+    velocity: list[float] = field(default_factory=list)  # unit/s, either way
+    acceleration: list[float] = field(default_factory=list)  # unit/s^2
+    jerk: list[float] = field(default_factory=list)  # unit/s^3
+
+
+@dataclass
+class SafetyConfig:
+    """What never happens on a robot. Enforced on the robot's side of the process boundary; always on."""
+
+    waypoint: LimitsConfig = field(default_factory=LimitsConfig)  # of the setpoint: workspace and speeds
+    joint: LimitsConfig = field(default_factory=LimitsConfig)  # of the joints behind it, where the arm solves for them
+    lead: list[float] = field(
+        default_factory=list
+    )  # how far the setpoint may run ahead of the measured pose, per number
+    max_jump: list[float] = field(
+        default_factory=list
+    )  # of a plan's next waypoint from the present setpoint, per number
+    max_observation_age_s: float = 0.8  # of what a plan was made from, when the plan arrives; older plans are refused
+    max_plan_age_s: float = 1.5  # of what a plan was made from, while it is followed; then the robot holds
+    silence_s: float = 0.1  # nothing heard from the controller for so long: hold
+    watchdog_s: float = 1.0  # held for so long during an episode: stop, for good
+
+
+@dataclass
+class RobotConfig:
+    """A robot. `robot=NAME` takes it from configs/robot/."""
+
+    kind: str = ""  # "tabletop" (simulated, in real time), "lerobot" (any arm that LeRobot drives), "arm" (see Arm)
+    name: str = ""  # key of the policy's normaliser; "" takes the policy's own
+    make: str = ""  # "package.module:function" that returns LeRobot's Robot, or the Arm, in the robot's process
+    options: dict[str, Any] = field(default_factory=dict)  # given to `make`, or to the simulated arm
+    cameras: dict[str, str] = field(default_factory=dict)  # lerobot: its name of a picture -> ours, where they differ
+    grippers: list[str] = field(default_factory=list)  # lerobot: which numbers are openings; []: as their names say
+    proprio: list[str] = field(default_factory=list)  # lerobot: what the policy feels, in order; []: every number
+    servo_hz: float = 100.0  # setpoints a second
+    camera_hz: float = 10.0  # observations a second
+    camera_latency_s: float = 0.0  # simulated: from exposure to arrival
+    camera_jitter_s: float = 0.0  # simulated: up to so much more, at random
+    camera_drop: float = 0.0  # simulated: share of pictures that never arrive
+    http_port: int = 0  # the robot's own page for stopping it, on localhost: POST /stop, GET /status; 0: any free one
+    log: str = ""  # file for every plan received and every setpoint sent (JSON lines); "": none
+    safety: SafetyConfig = field(default_factory=SafetyConfig)
+
+
+@dataclass
+class ControllerConfig:
+    """How plans are asked for and joined."""
+
+    execution: str = (
+        "rtc"  # "rtc" (joined to a known prefix), "naive" (the newest wins), "ensemble" (averaged), "sync" (waits)
+    )
+    exec_steps: int = 2  # steps of a plan before the next is asked for, at the least
+    loop_hz: float = 50.0  # how often the controller looks for something new; also its heartbeat
+    latency_quantile: float = 0.9  # of the latest planning times: how long the next is expected to take
+    latency_window: int = 20  # planning times that are remembered
+    ensemble_decay: float = 0.01  # weight exp(-decay * i) of the i-th oldest plan (ACT: 0.01)
+    steps: int = 0  # sampling steps; 0: the policy's own
+    guidance: float = 0.0  # scale over text; 0: the policy's own
+    seed: int = 0  # of the plans' noise
+
+
+@dataclass
+class DeployConfig:
+    """`padpolicy deploy`."""
+
+    out: str = MISSING  # folder for the recording, the robot's log and results.json
+    checkpoint: str = ""  # policy that thinks here: run directory, or the name of a shipped one
+    server: str = ""  # or ws://HOST:PORT, wss://…: one that `padpolicy serve` offers; then no torch is needed here
+    api_key: str = ""  # of the server; or the environment variable PADPOLICY_API_KEY
+    ca_file: str = ""  # certificate to trust, of a server with its own
+    instruction: str = ""  # what to do; "": the words of the simulated task
+    task: str = ""  # simulated: which task; "": one by the seed
+    seed: int = 0  # of the simulated scene and of the plans' noise; episode i has seed + i
+    episodes: int = 1
+    seconds: float = 60.0  # an episode's, at the most
+    page: bool = True  # a live page in the browser
+    page_port: int = 8080  # on localhost; 0: any free one
+    dry_run: bool = False  # plan and show, but send the robot nothing
+    brain: str = (
+        "auto"  # "process" (own interpreter), "thread", or "auto": a thread for CUDA and servers, else a process
+    )
+    device: str = "auto"  # "auto" (a GPU if there is one), "cpu", "cuda", ...
+    threads: int = 1  # torch threads of the brain; 0 leaves torch's choice
+    robot: RobotConfig = field(default_factory=RobotConfig)
+    controller: ControllerConfig = field(default_factory=ControllerConfig)
+
+
+@dataclass
+class ServeConfig:
+    """`padpolicy serve`."""
+
+    checkpoint: str = MISSING  # run directory, checkpoint directory, or the name of a shipped policy ("tabletop")
+    host: str = "127.0.0.1"  # address to listen on; one that others can reach needs api_key, or insecure=true
+    port: int = 8000  # 0: any free one, which is printed
+    api_key: str = ""  # what clients must show; "": that of the environment variable PADPOLICY_API_KEY, if it is set
+    insecure: bool = False  # let everybody who can reach `host` use the policy, without a key
+    certfile: str = ""  # TLS: certificate chain, PEM; "": none
+    keyfile: str = ""  # its private key, PEM
+    max_connections: int = 64  # further clients are told to come back later (HTTP 503)
+    max_message_mb: int = 16  # MiB; a larger request ends its connection (1009)
+    max_steps: int = 100  # sampling steps that a request may ask for
+    seed: int = 0  # of the plans' noise, where a request has none
+    handshake_s: float = 10.0  # a connection that has not become a websocket by then is closed
+    ping_s: float = 20.0  # how often clients are asked whether they live, and how long they may take to say so
+    idle_s: float = 600.0  # a connection without a request for so long is closed
+    device: str = "auto"  # "auto" (a GPU if there is one), "cpu", "cuda", ...
+    threads: int = 0  # torch threads; 0 leaves torch's choice
+
+
+@dataclass
+class ReplayConfig:
+    """`padpolicy replay`."""
+
+    path: str = MISSING  # a store with actions, such as the recording.zarr of a deployment
+    out: str = MISSING  # as of deploy
+    episode: int = 0
+    page: bool = True  # a live page in the browser
+    page_port: int = 8080  # on localhost; 0: any free one
+    dry_run: bool = False  # show, but send the robot nothing
+    robot: RobotConfig = field(default_factory=RobotConfig)
+
+
+@dataclass
+class MonitorConfig:
+    """What compares what happens with what was imagined. All but the last two belong to the thresholds' calibration."""
+
+    every_s: float = 0.2  # an observation is remembered so often, to be compared with its future
+    steps: int = 1  # sampling steps of what is imagined; one gives the mean, which errs least
+    floor: float = 0.3  # squared error of a cell that needs no excuse, latents of unit variance
+    cells: int = 4  # the most surprising ones, averaged
+    tracking_s: float = 0.3  # for so long the arm must be off its commanded pose
+    shares: dict[str, float] = field(  # of undisturbed episodes with a false alarm, by channel; together 5 %
+        default_factory=lambda: {"imagined": 0.03, "picture": 0.01, "tracking": 0.01}
+    )
+    on_alarm: str = "replan"  # "replan" (hold, look again, plan anew), "slow" or "stop" (and ask)
+    thresholds: str = ""  # file; "": monitor.json beside the policy
+
+
+@dataclass
 class QuickstartConfig:
     """`padpolicy quickstart`."""
 
@@ -272,14 +421,24 @@ class QuickstartConfig:
 
 @dataclass
 class BenchConfig:
-    """`padpolicy bench`."""
+    """`padpolicy bench`, `padpolicy bench latency`."""
 
+    what: str = "ratios"  # "ratios": pairs side by side; "latency": plans stage by stage, beside PAD's settings
     out: str = ""  # JSON file for the results; "": only print them
     checkpoint: str = ""  # policy whose acting is timed; "": the shipped one of the recipe, else an untrained one
     recipe: str = "tabletop"  # of configs/experiment: whose network is trained, beside a bare one of the same size
     repeats: int = 5  # of each measurement; medians are reported
     batch_size: int = 0  # of the training step; 0: the recipe's
     env_steps: int = 30  # environment steps per repeat
+    plans: int = 100  # latency: plans timed of each of the settings
+    steps: list[int] = field(
+        default_factory=lambda: [1, 2, 4]
+    )  # latency: numbers of sampling steps; 0: the policy's own
+    pad_steps: int = 50  # latency: sampling steps of PAD's settings; 0 leaves them out
+    compile: bool = False  # latency: compile the context and the denoising step (CUDA graphs on a GPU)
+    trunk: str = ""  # latency: an untrained DiT of this size instead of a policy: "S", "B" or "XL"
+    image_size: int = 256  # latency: pixels of the trunk's pictures
+    seed: int = 0  # latency: of the noise
     threads: int = 1  # torch threads; 0 leaves torch's choice
     device: str = "auto"  # "auto" (a GPU if there is one), "cpu", "cuda", ...
 
@@ -290,6 +449,9 @@ SCHEMAS = {
     "collect": CollectConfig,
     "encode": EncodeConfig,
     "label": LabelConfig,
+    "deploy": DeployConfig,
+    "replay": ReplayConfig,
+    "serve": ServeConfig,
     "quickstart": QuickstartConfig,
     "bench": BenchConfig,
 }
@@ -308,9 +470,16 @@ _CHOICES = {
     "evaluation.paraphrase": ("canonical", "random", "held_out"),
     "paraphrase": ("canonical", "random", "held_out"),
     "floor": ("", "no_image", "no_text", "replay"),
+    "what": ("ratios", "latency"),
+    "trunk": ("", "S", "B", "XL"),
+    "controller.execution": ("rtc", "naive", "ensemble", "sync"),
+    "brain": ("auto", "thread", "process"),
 }
 
 _AT_LEAST = {
+    "controller.exec_steps": 1,
+    "controller.latency_window": 1,
+    "episodes": 1,
     "data.obs_steps": 1,
     "data.chunk_steps": 1,
     "data.workers": 0,
@@ -338,9 +507,15 @@ _AT_LEAST = {
     "num_envs": 1,
     "steps": 0,
     "workers": 1,
+    "port": 0,
+    "max_connections": 1,
+    "max_message_mb": 1,
+    "max_steps": 1,
     "repeats": 1,
     "batch_size": 0,
     "env_steps": 1,
+    "plans": 1,
+    "pad_steps": 0,
     "threads": 0,
     "train_seconds": 0,
     "train_steps": 0,
@@ -371,6 +546,8 @@ _MAY_CHANGE = (  # in a run that goes on: how long it lasts, what is watched of 
 )
 
 _SHARES = (
+    "robot.camera_drop",
+    "controller.latency_quantile",
     "data.video_ratio",
     "data.val_fraction",
     "diffusion.text_dropout",
@@ -542,15 +719,19 @@ def check(cfg: Any) -> None:
         need(value is None or value in choices, f"{key}={value!r}: expected one of {', '.join(map(repr, choices))}.")
     for key, least in _AT_LEAST.items():
         value = _get(cfg, key)
-        need(value is None or value >= least, f"{key}={value}: at least {least}.")
+        numbers = value if isinstance(value, list) else [value]
+        need(all(number is None or number >= least for number in numbers), f"{key}={value}: at least {least}.")
     for key in _SHARES:
         value = _get(cfg, key)
         need(value is None or 0 <= value <= 1, f"{key}={value}: a share, between 0 and 1.")
     if isinstance(cfg, TrainConfig):
         _check_train(cfg, need)
+    if isinstance(cfg, ServeConfig):
+        _check_serve(cfg, need)
     out = getattr(cfg, "out", "")
     if isinstance(cfg, BenchConfig):
         need(not (out and Path(out).is_dir()), f"out={out} is a directory; expected a JSON file to write.")
+        need(cfg.image_size % 32 == 0, f"image_size={cfg.image_size}: trunks take multiples of 32 pixels.")
         return
     need(not (out and Path(out).is_file()), f"out={out} is a file; expected a directory to write into.")
 
@@ -598,6 +779,34 @@ def _check_train(cfg: TrainConfig, need: Callable[[bool, str], None]) -> None:
             need(mode in known, f"diffusion.{name}: unknown mode {mode!r}; did you mean {near[0]}?")
             need(weight >= 0, f"diffusion.{name}.{mode}={weight}: at least 0.")
         need(any(modes.values()), f"diffusion.{name}: every mode has weight 0; nothing would be trained.")
+
+
+def _check_serve(cfg: ServeConfig, need: Callable[[bool, str], None]) -> None:
+    need(cfg.seed >= 0, f"seed={cfg.seed}: at least 0.")
+    need(cfg.port <= 65535, f"port={cfg.port}: at most 65535.")
+    for key in ("handshake_s", "ping_s", "idle_s"):
+        need(getattr(cfg, key) > 0, f"{key}={getattr(cfg, key)}: seconds, more than 0.")
+    need(
+        bool(cfg.certfile) == bool(cfg.keyfile), "certfile and keyfile belong together: give both for TLS, or neither."
+    )
+    key = cfg.api_key or os.environ.get(API_KEY_VARIABLE, "")
+    need(
+        key.isascii() and (not key or key.isprintable()) and " " not in key,
+        "api_key: printable ASCII characters without spaces, as it travels in an HTTP header.",
+    )
+    need(
+        _only_here(cfg.host) or bool(key) or cfg.insecure,
+        f"host={cfg.host} can be reached from other machines, and there is no key: set {API_KEY_VARIABLE} (or "
+        "api_key=…), listen on host=127.0.0.1, or say insecure=true if everybody may use this policy.",
+    )
+
+
+def _only_here(host: str) -> bool:
+    """Whether an address is reached from this machine alone."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _check_ddpm(cfg: TrainConfig, need: Callable[[bool, str], None]) -> None:

@@ -35,6 +35,7 @@ class Fields:
     depth_scale: DepthScale
     image_encoder: ImageEncoder
     text_encoder: TextEncoder
+    text_multiple: int = 1  # instructions are padded to a multiple of so many tokens: fewer shapes to compile for
 
     def has_frames(self, batch: Batch, axis: str, camera: str) -> Tensor:
         """(B,) bool: is there a picture of this camera, as pixels or as latents?"""
@@ -70,6 +71,10 @@ class Fields:
             x = encoded.new_zeros(len(batch), *encoded.shape[1:]) if x is None else x
             x = x.index_copy(0, rows, encoded)
         return x
+
+    def actions(self, batch: Batch) -> Tensor:
+        """(B, T, A) in the normaliser's units, 0 where absent."""
+        return self._normalized(batch, "action")
 
     def _normalized(self, batch: Batch, name: str) -> Tensor:
         """Actions or proprioception in the normaliser's units, 0 where absent; each row by its own robot."""
@@ -141,6 +146,7 @@ class Fields:
         text = self.text_encoder.encode([text or "" for text in texts], self.config.encoders.text_tokens)
         observed.has["text"] = torch.tensor([text is not None for text in texts], device=observed.time_s.device)
         length = max(1, int(text.mask.sum(1).max()))  # padding that all share is left out
+        length = -(-length // self.text_multiple) * self.text_multiple  # at most all there is
         observed.text_tokens = text.tokens[:, :length].to(observed.time_s.device)
         observed.text_mask = text.mask[:, :length].to(observed.time_s.device)
         observed.text_pooled = text.pooled.to(observed.time_s.device)
@@ -166,6 +172,6 @@ class Fields:
                     seen_BF = batch.has[name][:, None] & ~batch.is_pad["future"]
                     valid[name] = pixels & seen_BF[:, :, None, None]
         if "action" in groups:
-            x0["action"] = self._normalized(batch, "action")
+            x0["action"] = self.actions(batch)
             valid["action"] = (batch.has["action"][:, None] & ~batch.is_pad["action"])[..., None]
         return x0, valid

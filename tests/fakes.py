@@ -167,3 +167,59 @@ class FakePolicy:
         bright = (frames_BHWC[:, 7, :, 0] > 128).float()
         column_B = bright.argmax(1)
         return (column_B / (SIZE - 3) * 2 - 1) * has_B
+
+
+class FakeArm:
+    """The point on its line as hardware: goes where it is told at once. A setpoint is x (1,), `proprio` too."""
+
+    names, grippers, joints = ("x",), (), ()
+    depth_cameras, proprio_dim, renderer, simulated = ("front",), 1, "rays", True
+    cameras = {"front": (SIZE, SIZE)}
+
+    def __init__(self, stuck: bool = False):
+        self.stuck = stuck  # never moves
+
+    def reset(self, options):
+        self.x = float(options.get("x", 0.0))
+        self.seconds = 0.0
+        return np.array([self.x])
+
+    def measured(self):
+        return np.array([self.x])
+
+    def write(self, setpoint, joints, seconds):
+        self.seconds += seconds
+        if not self.stuck:
+            self.x = float(setpoint[0])
+
+    def look(self):
+        rgb, depth = draw(self.x), np.full((SIZE, SIZE), 1000, np.uint16)
+        return {"rgb_front": rgb, "depth_front": depth, "proprio": np.array([self.x], np.float32)}
+
+    def info(self):
+        return {"success": abs(self.x) >= 0.5}
+
+    def close(self):
+        pass
+
+
+class FakeArm2(FakeArm):
+    """With a number more."""
+
+    names = ("x", "y")
+
+    def reset(self, options):
+        return np.append(super().reset(options), 0.0)
+
+    def measured(self):
+        return np.array([self.x, 0.0])
+
+
+def robot_config(**changes: Any):
+    """A RobotConfig for FakeArm, with limits that its policy stays inside of."""
+    from padpolicy.config import LimitsConfig, RobotConfig, SafetyConfig
+
+    limits = LimitsConfig(low=[-1.0], high=[1.0], velocity=[2.0], acceleration=[100.0], jerk=[10000.0])
+    safety = SafetyConfig(waypoint=limits, max_jump=[0.5], silence_s=0.1, watchdog_s=1.0)
+    values = {"kind": "arm", "make": "fakes:FakeArm", "name": "fake", "safety": safety}
+    return RobotConfig(**(values | changes))

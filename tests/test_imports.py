@@ -20,6 +20,7 @@ EVERYBODY = {
     "spec",
     "shipped",
     "progress",
+    "provenance",
 }  # "": padpolicy/__init__.py
 POLICY_PARTS = {"encoders", "model", "diffusion", "data.normalizer", "data.actions", "data.latents"}
 ALLOWED: dict[str, set[str]] = {
@@ -31,6 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "config": {"shipped"},
     "spec": {"config"},
     "progress": set(),
+    "provenance": {""},
     "": set(),
     "data": {"data"},
     "encoders": {"encoders"},
@@ -39,7 +41,7 @@ ALLOWED: dict[str, set[str]] = {
     "fields": POLICY_PARTS,
     "policy": {"policy", "fields"} | POLICY_PARTS,
     "saving": {"policy"} | POLICY_PARTS,
-    "control": {"control", "policy", "data.actions"},
+    "control": {"control", "policy", "saving", "data.actions", "data.letterbox", "encoders.fingerprint"},
     "evaluation": {"evaluation", "control", "policy", "saving", "data"},
     "training": {"training", "evaluation", "control", "policy", "saving", "data"} | POLICY_PARTS,
 }
@@ -52,6 +54,7 @@ TOP = {
     "quickstart",
     "bench",
     "label",
+    "deploy",
 }  # what a person calls: may import everything
 
 
@@ -115,6 +118,12 @@ LIGHT = [
     "padpolicy.config",
     "padpolicy.sample",
     "padpolicy.control.chunking",
+    "padpolicy.control.client",
+    "padpolicy.control.clock",
+    "padpolicy.control.planner",
+    "padpolicy.control.robot",
+    "padpolicy.control.track",
+    "padpolicy.control.wire",
     "padpolicy.data.actions",
 ]
 

@@ -194,6 +194,25 @@ def test_a_prefix_is_kept_to_the_last_bit_and_answered_to():
     assert torch.equal(policy.predict(obs, noise=noise, prefix=prefix, prefix_len=length).action, held)
 
 
+def test_the_prefix_of_training_is_what_ran_and_the_rest_what_should_be_done():
+    """A loss depends on `executed` in the prefix alone, and on `action` behind it alone."""
+    policy = small_policy(modes={"policy": 1.0}, prefix_share=1.0, prefix_max_steps=1)
+    change = torch.zeros(1, CHUNK, ACTION)
+
+    def loss(executed: torch.Tensor, action: torch.Tensor) -> float:
+        batch = batch_of(robot_sample(0))
+        known = batch.fields["action"]
+        batch.fields |= {"executed": known + executed, "action": known + action}
+        batch.has["executed"] = batch.has["action"]
+        return policy.loss(batch).value["action"].item()
+
+    first, second = change.clone(), change.clone()
+    first[:, 0], second[:, 1] = 1.0, 1.0
+    plain = loss(change, change)
+    assert loss(first, change) != plain and loss(change, second) != plain
+    assert loss(second, change) == plain and loss(change, first) == plain
+
+
 def test_draws_depend_on_the_sample_and_not_on_its_place():
     policy = small_policy(modes=ALL_MODES)
     batch = mixed()

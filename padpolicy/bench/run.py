@@ -83,12 +83,7 @@ def bench(cfg: BenchConfig, progress: Callable[[int, str], None] = lambda done, 
         "rows": [asdict(row) for row in found[:-1]],
         "latency_ms": found[-1],
         "policy": about,
-        "commit": commit(),
-        "torch": torch.__version__,
-        "cpu": cpu_name(),
-        "device": str(device),
-        "threads": torch.get_num_threads(),
-        "clock": "CPU time" if clock is time.process_time else "wall time",
+        **machine(device, clock),
         "repeats": cfg.repeats,
     }
     if cfg.out:
@@ -301,6 +296,18 @@ def measured_size(policy: PadPolicy, batch: Batch) -> tuple[Size, int]:
     context = policy.network.context(policy.fields.observed(batch)).cache.keys[0].shape[2]
     size = Size(len(batch), context, noised, model.width, model.depth, model.heads, model.mlp_ratio)
     return size, policy.spec.chunk_steps
+
+
+def machine(device: torch.device, clock: Callable[[], float]) -> dict[str, Any]:
+    """What was measured with: every report of a time says so."""
+    return {
+        "commit": commit(),
+        "torch": torch.__version__,
+        "cpu": cpu_name(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "threads": torch.get_num_threads(),
+        "clock": "CPU time" if clock is time.process_time else "wall time",
+    }
 
 
 def cpu_name() -> str:

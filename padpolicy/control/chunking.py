@@ -1,4 +1,4 @@
-"""The only two pieces of state in closed loop, used by evaluation, server and deployment alike.
+"""The two pieces of state of a closed loop in steps: what was seen, and what is to be done.
 
 `ObservationBuffer` remembers what was seen, by timestamp; `ChunkQueue` holds what is to be done, by due time. Times are
 seconds on one clock (real or virtual); both classes only ever see the times they are given.
@@ -158,28 +158,6 @@ class ChunkQueue:
     def remaining(self, time_s: float) -> int:
         """How many actions are still to come at `time_s`. Looks only: late ones stay until `at`."""
         return int((self._due >= time_s - self._dt_s / 2).sum())
-
-    def pending(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """What is planned: due times (n,) in seconds, actions (n, A); None before the first plan. Takes nothing out."""
-        return self._due.copy(), None if self._actions is None else self._actions.copy()
-
-    def prefix(self, observed_at_s: float, dt_s: float, chunk_steps: int, steps: int) -> tuple[np.ndarray | None, int]:
-        """What will be executed while the next plan is being made: its clean start (`Policy.predict(prefix=)`).
-
-        Args:     steps: how many actions will run before the new plan arrives.
-        Returns:  actions (chunk_steps, A), zeros after the prefix, and its length: the planned actions due at
-                  observed_at_s + i * dt_s for i = 0, 1, ... without a gap, at most `steps`.
-                  (None, 0) before the first plan.
-        """
-        if self._actions is None:
-            return None, 0
-        prefix = np.zeros((chunk_steps, self._actions.shape[1]), self._actions.dtype)
-        for i in range(min(steps, chunk_steps)):
-            row = np.flatnonzero(np.abs(self._due - (observed_at_s + i * dt_s)) < dt_s / 2)
-            if not len(row):
-                return prefix, i
-            prefix[i] = self._actions[row[0]]
-        return prefix, min(steps, chunk_steps)
 
     def _drop_late(self, time_s: float) -> None:
         late = self._due < time_s - self._dt_s / 2

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -28,14 +29,19 @@ def reduce_depth(depth_HW: Tensor, size: int) -> tuple[Tensor, Tensor]:
         )
     cell_h, cell_w = height // size, width // size
     cells = depth_HW.view(torch.int16).reshape(-1, size, cell_h, size, cell_w).transpose(2, 3).flatten(3)
-    y = torch.arange(cell_h) - (cell_h - 1) / 2
-    x = torch.arange(cell_w) - (cell_w - 1) / 2
-    order = (y[:, None] ** 2 + x[None] ** 2).flatten().argsort(stable=True).to(cells.device)
-    cells = cells[..., order]  # nearest to the centre first
+    cells = cells[..., _from_centre(cell_h, cell_w, cells.device)]
     valid = cells != 0
     first = valid.to(torch.uint8).argmax(-1, keepdim=True)
     value = cells.gather(-1, first)[..., 0].to(torch.int32) & 0xFFFF  # back to unsigned
     return value.float().reshape(*lead, size, size), valid.any(-1).reshape(*lead, size, size)
+
+
+@lru_cache(maxsize=64)
+def _from_centre(height: int, width: int, device: torch.device) -> Tensor:
+    """The pixels of a cell by their distance from its centre, nearest first: indices (height * width,)."""
+    y = torch.arange(height) - (height - 1) / 2
+    x = torch.arange(width) - (width - 1) / 2
+    return (y[:, None] ** 2 + x[None] ** 2).flatten().argsort(stable=True).to(device)
 
 
 @dataclass(frozen=True)

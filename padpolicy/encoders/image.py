@@ -40,7 +40,7 @@ class ImageEncoder:
                 raise ValueError(f"latent {name}: expected {self.channels} finite numbers, got {value.tolist()}.")
         if not (std > 0).all():
             raise ValueError(f"latent std: expected positive numbers, got {std.tolist()}.")
-        self.device = torch.device(device)
+        self.device, self.dtype = torch.device(device), torch.float32  # dtype: of what passes through the VAE
         stats = json.dumps([[f"{v:.6g}" for v in value.tolist()] for value in (mean, std)])
         # What latents depend on. A better decoder draws the same latents better: nothing is to be encoded anew.
         encoding = {name: p for name, p in vae.state_dict().items() if name.startswith(("encoder.", "quant_conv."))}
@@ -92,6 +92,15 @@ class ImageEncoder:
             f"({problems[0]}). Give shipped:NAME, a folder with config.json and {WEIGHTS}, or a hub name while online."
         )
 
+    def to_dtype(self, dtype: torch.dtype) -> None:
+        """The type that pictures pass through the VAE in, float32 until now. Latents and pictures keep theirs.
+
+        For acting only: prepared latents are float32's, the fingerprint does not tell the two apart, and the weights
+        are rounded, so that they can no longer be saved.
+        """
+        self.vae.to(dtype)
+        self.dtype = dtype
+
     @torch.no_grad()
     def encode(self, rgb: Tensor | np.ndarray) -> Tensor:
         """uint8 (..., H, W, 3) to standardised latents float32 (..., C, H / downsample, W / downsample).
@@ -117,7 +126,7 @@ class ImageEncoder:
             # Channels last in memory is what the pictures already are: no copy is made for it.
             image = flat[start : start + step].to(self.device).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
             with torch.autocast(self.device.type, enabled=False):  # latents do not depend on the caller's precision
-                mean = self.vae.encode(image).latent_dist.mean
+                mean = self.vae.encode(image.to(self.dtype)).latent_dist.mean.float()
             out[start : start + step] = (mean - self.mean) / self.std
         return out.reshape(*leading, *out.shape[1:])
 
@@ -135,16 +144,21 @@ class ImageEncoder:
         out = torch.empty(len(flat), height, width, 3, dtype=torch.uint8, device=self.device)
         step = max(1, PIXELS_AT_ONCE // (height * width))
         for start in range(0, len(flat), step):
-            raw = flat[start : start + step].to(self.device, torch.float32) * self.std + self.mean
+            raw = (flat[start : start + step].to(self.device, torch.float32) * self.std + self.mean).to(self.dtype)
             with torch.autocast(self.device.type, enabled=False):
-                image = self.vae.decode(raw.contiguous(memory_format=torch.channels_last)).sample
+                image = self.vae.decode(raw.contiguous(memory_format=torch.channels_last)).sample.float()
             out[start : start + step] = image.add_(1).mul_(127.5).round_().clamp_(0, 255).permute(0, 2, 3, 1)
         return out.reshape(*leading, height, width, 3)
 
     def save(self, folder: Path) -> None:
-        """Writes weights (fp16), config and statistics; `load(folder)` reads them back with the same fingerprint."""
+        """Writes weights (fp16), config and statistics; `load(folder)` reads them back with the same fingerprint.
+
+        Raises:  ValueError after `to_dtype`.
+        """
         import copy
 
+        if self.dtype != torch.float32:
+            raise ValueError(f"this image encoder was rounded to {self.dtype} for acting; load it anew to save it.")
         # The copy keeps this encoder's own weights in fp32.
         copy.deepcopy(self.vae).half().to(memory_format=torch.contiguous_format).save_pretrained(folder)
         stats = {"mean": self.mean.flatten().tolist(), "std": self.std.flatten().tolist()}

@@ -26,6 +26,7 @@ WEIGHTS = "text.safetensors"
 CONFIG = "open_clip_config.json"
 _IMAGE_TOWER = ("visual.", "logit_scale", "logit_bias")  # parameters that no text passes through
 _TABLE = "token_embedding.weight"
+CACHED = 4096  # embedded instructions that are kept: of 20 tokens and width 512, 170 MB
 
 
 @dataclass
@@ -112,6 +113,8 @@ class TextEncoder:
         pooled = torch.zeros(len(texts), self.pooled_width, device=self.device)
         for row, text in enumerate(texts):
             if text not in self._cache:
+                while len(self._cache) >= CACHED:  # the oldest goes: a server is told whatever people say
+                    self._cache.pop(next(iter(self._cache)), None)
                 self._cache[text] = self._one(text)
             features, pooled[row] = self._cache[text]
             n = min(len(features), max_tokens)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import platform
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -38,6 +37,7 @@ from padpolicy.evaluation.rollout import (
 )
 from padpolicy.evaluation.vector import Reset, VectorEnv
 from padpolicy.progress import Advance, bar
+from padpolicy.provenance import commit
 
 if TYPE_CHECKING:
     from padpolicy.policy import Policy
@@ -164,25 +164,6 @@ def measure_latency(policy: Policy, envs: VectorEnv, cfg: EvalConfig, episode: E
         predict_actions(policy, cfg, [sample], noise)
         times.append((time.perf_counter() - start) * 1e3)
     return summarise_ms(times[WARM_UP:])
-
-
-def commit() -> str:
-    """The commit of this code, with "+changes" if the working tree differs; the version where there is no git."""
-    root = Path(__file__).resolve().parents[2]
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    try:
-        # An installed copy inside somebody else's repository is not that repository's commit.
-        if Path(git("rev-parse", "--show-toplevel")).resolve() != root:
-            raise FileNotFoundError
-        changes = git("status", "--porcelain", "--untracked-files=no")
-        return git("rev-parse", "--short=12", "HEAD") + ("+changes" if changes else "")
-    except (OSError, subprocess.CalledProcessError):
-        return f"v{padpolicy.__version__}"
 
 
 def command() -> str:

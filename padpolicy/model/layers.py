@@ -6,6 +6,7 @@ Letters: B batch, N query tokens, M key tokens, D width, H heads, E width per he
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +34,9 @@ def grid_positions(rows: int, columns: int, width: int, device: torch.device | N
     x = (torch.arange(columns, device=device) + 0.5) / columns * 16
     y_grid, x_grid = torch.meshgrid(y, x, indexing="ij")
     return torch.cat([sincos(x_grid, width // 2), sincos(y_grid, width // 2)], dim=-1).reshape(rows * columns, width)
+
+
+kept_grid_positions = lru_cache(maxsize=64)(grid_positions)  # one tensor for all who ask: not to be written into
 
 
 class ScalarEmbedding(nn.Module):

@@ -119,7 +119,7 @@ class Network(nn.Module):
 
     def _read(self, observed: Observed) -> tuple[_Parts, _Parts, _Parts]:
         """Tokens of what is heard, seen and felt, and which of them are there."""
-        make, has, when = self.tokens, observed.has, observed.time_s
+        make, has, when = self.tokens, observed.has, self.tokens.when(observed.time_s)
         heard, seen, felt = [], [], []
         if self.text != "pooled":
             heard.append(make.text(observed.text_tokens, observed.text_mask, has["text"]))
@@ -149,7 +149,7 @@ class Network(nn.Module):
         stand side by side in one sequence, where no draw sees another, so the context is neither repeated nor copied.
 
         Args:  x: noised fields, and given ones clean.   tau: group -> (B,) noise time in [0, 1]; given groups are 0.
-               time_s: "future" -> (B, F), "action" -> (B, T), seconds from now.
+               time_s: "future" -> (B, F), "action" -> (B, T), seconds from now, or what `Tokens.when` makes of them.
                has: field -> (B,) bool; None: everything in x is there.
                clean_BT: action steps that are a known, clean prefix; None: there are none.
         """

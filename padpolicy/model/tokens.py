@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from padpolicy.model.layers import FinalLayer, ScalarEmbedding, grid_positions
+from padpolicy.model.layers import FinalLayer, ScalarEmbedding, grid_positions, kept_grid_positions
 
 UNKNOWN_CAMERA = 0  # row of the camera table for names that were never trained
 
@@ -149,6 +149,10 @@ class Tokens(nn.Module):
 
     # ------------------------------------------------------------------------------------------------ in
 
+    def when(self, time_s: Tensor) -> Tensor:
+        """Seconds (B, O) as vectors (B, O, D). What this has returned passes: once a plan is enough."""
+        return self.seconds(time_s) if time_s.ndim == 2 else time_s
+
     def text(self, tokens_BND: Tensor, mask_BN: Tensor, has_B: Tensor) -> tuple[Tensor, Tensor]:
         """Instruction tokens, preceded by the null token that is seen only where the text is missing."""
         tokens = torch.cat([self.null_text.expand(len(has_B), 1, -1), self.text_in(tokens_BND)], 1)
@@ -191,21 +195,22 @@ class Tokens(nn.Module):
 
     def proprio(self, x_BOP: Tensor, time_s_BO: Tensor) -> Tensor:
         """Normalised robot state, one token per observation step."""
-        return self.proprio_in(x_BOP) + self.seconds(time_s_BO) + self.kind["proprio"]
+        return self.proprio_in(x_BOP) + self.when(time_s_BO) + self.kind["proprio"]
 
     def action(self, x_BTA: Tensor, time_s_BT: Tensor) -> Tensor:
         """Normalised actions, one token per step."""
-        return self.action_in(x_BTA) + self.seconds(time_s_BT) + self.kind["action"]
+        return self.action_in(x_BTA) + self.when(time_s_BT) + self.kind["action"]
 
     def summary(self, action_BTD: Tensor) -> Tensor:
         """All of a chunk's tokens as one vector (B, 1, D), for the modulation of the future that it leads to."""
         return self.summary_out(self.action_summary(action_BTD).mean(1, keepdim=True))
 
     def _place(self, kind: str, camera: str, x_BOND: Tensor, rows: int, columns: int, time_s_BO: Tensor) -> Tensor:
-        where = grid_positions(rows, columns, self.width, x_BOND.device).to(x_BOND.dtype)
-        row = torch.tensor(self.camera_row.get(camera, UNKNOWN_CAMERA), device=x_BOND.device)
-        when = self.seconds(time_s_BO)[:, :, None]
-        return (x_BOND + where + when + self.camera(row) + self.kind[kind]).flatten(1, 2)
+        positions = grid_positions if torch.compiler.is_compiling() else kept_grid_positions
+        where = positions(rows, columns, self.width, x_BOND.device).to(x_BOND.dtype)
+        row = self.camera_row.get(camera, UNKNOWN_CAMERA)
+        when = self.when(time_s_BO)[:, :, None]
+        return (x_BOND + where + when + self.camera.weight[row] + self.kind[kind]).flatten(1, 2)
 
     # ----------------------------------------------------------------------------------------------- out
 

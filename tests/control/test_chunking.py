@@ -125,31 +125,6 @@ class TestChunkQueue:
         queue.put(0.3, DT, chunk(103))
         assert [queue.at(i * DT).item() for i in range(6)] == [0, 1, 2, 103, 104, 105]
 
-    def test_prefix_is_what_will_be_executed_meanwhile(self):
-        queue = ChunkQueue()
-        assert queue.prefix(0.0, DT, 8, 3) == (None, 0)
-        queue.put(0.0, DT, chunk(0))
-        for i in range(4):
-            queue.at(i * DT)
-        prefix, n = queue.prefix(0.4, DT, 8, 3)
-        assert n == 3 and prefix[:, 0].tolist() == [4, 5, 6, 0, 0, 0, 0, 0]
-        assert queue.prefix(0.6, DT, 8, 5)[1] == 2  # the plan ends
-        assert queue.remaining(0.4) == 4
-        due, actions = queue.pending()
-        np.testing.assert_allclose(due, [0.4, 0.5, 0.6, 0.7])
-        assert actions[:, 0].tolist() == [4, 5, 6, 7]
-
-    def test_executing_the_prefix_then_the_new_plan_joins_without_a_gap(self):
-        queue = ChunkQueue()
-        queue.put(0.0, DT, chunk(0))
-        executed = [queue.at(i * DT).item() for i in range(3)]
-        prefix, n = queue.prefix(0.3, DT, 8, 2)  # observed now; the new plan takes two steps to make
-        executed += [queue.at(0.3).item(), queue.at(0.4).item()]
-        new = np.concatenate([prefix[:n], chunk(105, 6)])
-        queue.put(0.3, DT, new)
-        executed += [queue.at(i * DT).item() for i in range(5, 8)]
-        assert executed == [0, 1, 2, 3, 4, 105, 106, 107]
-
     def test_errors(self):
         queue = ChunkQueue()
         with pytest.raises(ValueError, match=r"got shape \(3,\)"):
