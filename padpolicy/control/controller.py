@@ -62,6 +62,11 @@ def check_fit(policy: PolicySpec, robot: RobotSpec) -> None:
             f"the policy commands {action.dim} numbers ({', '.join(action.names)}), the robot takes "
             f"{len(robot.names)} ({', '.join(robot.names)}). It was trained for another robot."
         )
+    if action.kind == "absolute" and action.names != robot.names and sorted(action.names) == sorted(robot.names):
+        raise ConfigError(
+            f"the policy commands {', '.join(action.names)} in this order, the robot takes {', '.join(robot.names)}. "
+            "Reorder the robot's."
+        )
     missing = [c for c in policy.cameras if c not in robot.cameras]
     missing += [f"depth of {c}" for c in policy.depth_cameras if c not in robot.depth_cameras]
     if missing:

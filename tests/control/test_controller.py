@@ -168,6 +168,13 @@ def test_a_robot_that_is_another_is_refused() -> None:
             check_fit(fakes.spec(**changes), robot)
 
 
+def test_absolute_numbers_in_another_order_are_refused() -> None:
+    robot = dataclasses.replace(VirtualRobot(fakes.robot_config(), VirtualClock()).spec, names=["elbow", "base"])
+    action = {"kind": "absolute", "names": ["base", "elbow"], "dt_s": 0.1}
+    with pytest.raises(ConfigError, match="in this order"):
+        check_fit(fakes.spec(action=action, action_dim=2), robot)
+
+
 def test_plans_are_numbered_from_nought_in_each_episode() -> None:
     plans, _, _, _ = drive("rtc", 1)
     numbers = [plan.number for _, plan in plans]

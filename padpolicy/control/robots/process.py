@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import multiprocessing
+import os
 import queue
 import signal
 import threading
@@ -163,6 +164,7 @@ def _main(pipe: Connection, cfg: RobotConfig) -> None:
         web.close()
         loop.close()
         side.close()
+        os._exit(0)  # a thread of some driver must not keep the process, and there is nothing left to tidy
 
 
 class _Loop:
