@@ -147,19 +147,12 @@ def serve(cfg: config.ServeConfig) -> int:
     """A policy over websockets, for padpolicy's light client and openpi's, until Ctrl-C."""
     import warnings
 
-    import torch
-
-    from padpolicy.control.planner import LocalBrain
+    from padpolicy.control.planner import local_brain
     from padpolicy.control.server import serve
-    from padpolicy.device import pick_device
-    from padpolicy.saving import load_policy
 
-    if cfg.threads:
-        torch.set_num_threads(cfg.threads)
     warnings.filterwarnings("ignore", message="the instruction ")  # would be remembered for every sentence that comes
-    policy = load_policy(cfg.checkpoint, pick_device(cfg.device))
-    imagines = bool(policy.spec.future_cameras) and policy.config.diffusion.modes.get("joint", 0) > 0
-    serve(cfg, LocalBrain(policy), policy.spec, imagines)
+    brain = local_brain(cfg.checkpoint, cfg.device, cfg.threads, cfg.compile)
+    serve(cfg, brain, brain.spec, brain.imagines)
     return 0
 
 
@@ -369,7 +362,7 @@ def _path(verb: str, arguments: list[str], usage: str) -> Path | str:
 
 def _is_users(error: Exception) -> bool:
     """Whether an error says what a user gave wrong (checks at our borders raise these) rather than a bug of ours."""
-    files = (FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError)
+    files = (FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError, ConnectionError)
     if isinstance(error, (ValueError, FloatingPointError, *files)):  # FloatingPointError: training diverged
         return True
     return type(error).__module__ in ("gymnasium.error", "padpolicy.data.layout")

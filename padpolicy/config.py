@@ -345,12 +345,14 @@ class DeployConfig:
     seconds: float = 60.0  # an episode's, at the most
     page: bool = True  # a live page in the browser
     page_port: int = 8080  # on localhost; 0: any free one
+    imagine_s: float = 1.0  # how often the page shows an imagined future, which costs a slower plan; 0: never
     dry_run: bool = False  # plan and show, but send the robot nothing
     brain: str = (
         "auto"  # "process" (own interpreter), "thread", or "auto": a thread for CUDA and servers, else a process
     )
     device: str = "auto"  # "auto" (a GPU if there is one), "cpu", "cuda", ...
     threads: int = 1  # torch threads of the brain; 0 leaves torch's choice
+    compile: bool = False  # the network, for its shapes: faster plans, the first takes minutes; needs a C++ compiler
     robot: RobotConfig = field(default_factory=RobotConfig)
     controller: ControllerConfig = field(default_factory=ControllerConfig)
 
@@ -375,6 +377,7 @@ class ServeConfig:
     idle_s: float = 600.0  # a connection without a request for so long is closed
     device: str = "auto"  # "auto" (a GPU if there is one), "cpu", "cuda", ...
     threads: int = 0  # torch threads; 0 leaves torch's choice
+    compile: bool = False  # the network, for its shapes: faster plans, the first takes minutes; needs a C++ compiler
 
 
 @dataclass

@@ -155,6 +155,7 @@ class PadPolicy(nn.Module):
         )
         trunk = DiT(model.width, model.depth, model.heads, model.mlp_ratio, model.recompute)
         self.network = Network(tokens, trunk, diffusion.coupling, model.text)
+        self.compiled = False
 
     @property
     def device(self) -> torch.device:
@@ -356,6 +357,7 @@ class PadPolicy(nn.Module):
         """
         if self.device.type == "cuda":
             self.image_encoder.to_dtype(torch.bfloat16)
+        self.compiled = compile
         if compile:
             self.fields = dataclasses.replace(self.fields, text_multiple=8)
             mode = "reduce-overhead" if self.device.type == "cuda" else "default"
@@ -410,7 +412,8 @@ class PadPolicy(nn.Module):
             self.fields.say(observed, [text for sample_text in own for text in guidance.texts(sample_text)])
         given = self._given(mode, obs, presents, actions, future)
         encoded = self._clock()
-        torch.compiler.cudagraph_mark_step_begin()  # of a compiled network: what the last plan kept is free again
+        if self.compiled:
+            torch.compiler.cudagraph_mark_step_begin()  # what the last plan kept is free again
         context = self.network.context(observed)
         understood = self._clock()
 

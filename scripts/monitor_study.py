@@ -247,13 +247,15 @@ def judged(policy: Policy, monitor: Monitor, episode: Episode) -> list[Score]:
 
 
 def raw_scores(args: argparse.Namespace, policy: Policy, tracking: Tracking, name: str) -> list[dict[str, Any]]:
-    """Per recorded episode of a set what it was, and its raw scores; kept in a file per policy."""
+    """Per recorded episode of a set (disturbed, where it is one of disturbed ones) its raw scores, kept on disk."""
     identity = policy_fingerprint(policy)
     kept = args.out / f"scores-{identity}-{name}.json"
     known = {e["file"]: e for e in json.loads(kept.read_text())} if kept.exists() else {}
     monitor = Monitor(policy, MonitorConfig(), Thresholds.unit(MonitorConfig(), tracking, identity))
     rows = []
     for path in sorted((args.out / name).glob("*.npz")):
+        if name in KINDS and Episode.about(path)["disturbed_at"] < 0:
+            continue  # it ended before anything happened
         if path.name not in known:
             episode = Episode.load(path)
             scores = [{"time_s": score.time_s, **score.parts} for score in judged(policy, monitor, episode)]
@@ -323,7 +325,7 @@ def report(args: argparse.Namespace, policy: Policy) -> None:
         "kinds": {},
     }
     for kind in KINDS:
-        rows = [r for r in raw_scores(args, policy, thresholds.tracking, kind) if r["disturbed_at"] >= 0]
+        rows = raw_scores(args, policy, thresholds.tracking, kind)
         onsets = [0.1 * row["disturbed_at"] for row in rows]  # the first observation that can show it is 0.1 s later
         delays = [
             min(t for t, value in ratio(row, onset + 0.1) if value > 1) - onset

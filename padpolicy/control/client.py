@@ -47,6 +47,7 @@ class RemoteBrain:
         self.metadata: dict[str, Any] = {}
         self._connect(time.monotonic() + timeout_s)
         self.spec = PolicySpec(**self.metadata["spec"])
+        self.imagines = "padpolicy/imagine" in self.metadata["extras"]
 
     def __call__(self, request: Request) -> Answer:
         """Answers as a LocalBrain around the served policy would.

@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -73,10 +73,20 @@ class Planner(Protocol):
 
 
 class LocalBrain:
-    """A policy in this process."""
+    """A policy in this process.
 
-    def __init__(self, policy: Policy):
-        self.policy = policy
+    Args:  imagines: whether it has learned to say what will be seen while it acts (mode `joint`).
+    """
+
+    def __init__(self, policy: Policy, imagines: bool = False):
+        self.policy, self.spec, self.imagines = policy, policy.spec, imagines
+
+    def warm(self) -> None:
+        """Makes plans of every kind, in the thread that will make the others: then the first is as fast as they are."""
+        prefix = np.zeros((self.spec.chunk_steps, self.spec.action_dim), np.float32)
+        plain = Request(blank(self.spec), 0.0, 0)
+        for request in (plain, replace(plain, prefix=prefix), replace(plain, imagine=self.imagines)):
+            self(request)
 
     def __call__(self, request: Request) -> Answer:
         import torch
@@ -110,7 +120,7 @@ class LocalBrain:
         return Answer(request, prediction.action[0].float().cpu().numpy(), future, dict(prediction.timings_ms))
 
 
-class BrainError(RuntimeError):
+class BrainError(ConnectionError):
     """The brain has gone, or could not start: says why."""
 
 
@@ -121,15 +131,16 @@ class ProcessBrain:
     Raises: BrainError if it cannot start, or from a call once it has gone.
     """
 
-    def __init__(self, checkpoint: str, device: str = "auto", threads: int = 1):
+    def __init__(self, checkpoint: str, device: str = "auto", threads: int = 1, compile: bool = False):
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(
-            target=_think, args=(theirs, checkpoint, device, threads), daemon=True, name="padpolicy brain"
+            target=_think, args=(theirs, checkpoint, device, threads, compile), daemon=True, name="padpolicy brain"
         )
         self._process.start()
         theirs.close()
-        self.spec: PolicySpec = self._receive()
+        self.spec: PolicySpec
+        self.spec, self.imagines = self._receive()
 
     @property
     def pid(self) -> int:
@@ -158,12 +169,13 @@ class ProcessBrain:
         self._pipe.close()
 
 
-def _think(pipe: Connection, checkpoint: str, device: str, threads: int) -> None:
+def _think(pipe: Connection, checkpoint: str, device: str, threads: int, compile: bool) -> None:
     """The brain's process: one request after the other."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever drives the robot
     try:
-        brain = local_brain(checkpoint, device, threads)
-        pipe.send(("done", brain.policy.spec))
+        brain = local_brain(checkpoint, device, threads, compile)
+        brain.warm()
+        pipe.send(("done", (brain.spec, brain.imagines)))
     except Exception as error:
         pipe.send(("failed", f"{type(error).__name__}: {error}"))
         return
@@ -178,8 +190,8 @@ def _think(pipe: Connection, checkpoint: str, device: str, threads: int) -> None
             pipe.send(("failed", f"{type(error).__name__}: {error}"))
 
 
-def local_brain(checkpoint: str, device: str, threads: int) -> LocalBrain:
-    """A checkpoint as a brain in this process, warmed up: the first plan is as fast as the others."""
+def local_brain(checkpoint: str, device: str, threads: int, compile: bool = False) -> LocalBrain:
+    """A checkpoint as a brain in this process."""
     import torch
 
     from padpolicy.device import pick_device
@@ -187,10 +199,8 @@ def local_brain(checkpoint: str, device: str, threads: int) -> LocalBrain:
 
     if threads:
         torch.set_num_threads(threads)
-    brain = LocalBrain(load_policy(checkpoint, device=pick_device(device)))
-    for _ in range(2):
-        brain(Request(blank(brain.policy.spec), 0.0, 0))
-    return brain
+    policy = load_policy(checkpoint, device=pick_device(device)).prepare(compile)
+    return LocalBrain(policy, bool(policy.spec.future_cameras) and policy.config.diffusion.modes.get("joint", 0) > 0)
 
 
 def blank(spec: PolicySpec) -> Sample:
@@ -214,8 +224,14 @@ class Beside:
         self.brain = brain
         self._asked: queue.SimpleQueue[Request] = queue.SimpleQueue()
         self._answered: queue.SimpleQueue[Answer | Exception] = queue.SimpleQueue()
-        self._busy = False
+        self._busy, self._warm = False, threading.Event()
         threading.Thread(target=self._think, daemon=True, name="padpolicy planner").start()
+
+    def wait(self) -> None:
+        """Returns once the brain is warm. Raises what it raised if it cannot plan."""
+        self._warm.wait()
+        if not self._answered.empty():
+            self.poll()
 
     @property
     def busy(self) -> bool:
@@ -228,6 +244,11 @@ class Beside:
         self._asked.put(request)
 
     def _think(self) -> None:
+        try:
+            getattr(self.brain, "warm", lambda: None)()
+        except Exception as error:
+            self._answered.put(error)
+        self._warm.set()
         while True:
             request = self._asked.get()
             started = time.monotonic()

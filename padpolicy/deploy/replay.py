@@ -8,7 +8,7 @@ import numpy as np
 
 from padpolicy.config import ConfigError, ControllerConfig, DeployConfig, ReplayConfig
 from padpolicy.control.planner import Answer, Beside, Request
-from padpolicy.data.actions import hold_action
+from padpolicy.data.actions import ActionSpec, hold_action
 from padpolicy.data.store import Store
 from padpolicy.deploy.run import Say, drive
 from padpolicy.spec import PolicySpec
@@ -19,14 +19,10 @@ CHUNK_STEPS = 16
 class Recorded:
     """A brain that remembers: actions (T, A) of an episode, by how long ago its first observation was."""
 
-    def __init__(self, store: Store, i: int):
-        action = store.action_spec
-        if action is None or action.kind == "unknown":
-            raise ConfigError(f"{store.path} does not say what its robot was commanded: there is nothing to replay.")
-        start, stop = store.bounds(i)
-        self._action_TA = np.asarray(store.read("action", start, stop), np.float32)
+    def __init__(self, action_TA: np.ndarray, action: ActionSpec, robot: str):
+        self._action_TA = np.asarray(action_TA, np.float32)
         self._rest_A, self._began_s = hold_action(action, self._action_TA[-1]), -1.0
-        self.seconds = (stop - start) * action.dt_s
+        self.seconds = len(action_TA) * action.dt_s
         self.spec = PolicySpec(
             cameras=[],
             depth_cameras=[],
@@ -40,7 +36,7 @@ class Recorded:
             action_dim=action.dim,
             proprio_dim=0,
             action=action.to_dict(),
-            robot=store.robot,
+            robot=robot,
             renderer="",
         )
 
@@ -60,7 +56,12 @@ def replay(cfg: ReplayConfig, say: Say = print) -> dict[str, Any]:
     Raises:  ConfigError if the recording does not fit the robot; StoreError if there is no such episode.
     """
     store = Store.open(cfg.path)
-    recorded, task = Recorded(store, cfg.episode), store.task_of(cfg.episode)
+    action = store.action_spec
+    if action is None or action.kind == "unknown":
+        raise ConfigError(f"{store.path} does not say what its robot was commanded: there is nothing to replay.")
+    told = "executed" if "executed" in store.fields else "action"  # what the robot was told, not what it should be
+    recorded = Recorded(store.read(told, *store.bounds(cfg.episode)), action, store.robot)
+    task = store.task_of(cfg.episode)
     said = DeployConfig(
         out=cfg.out,
         checkpoint=str(cfg.path),

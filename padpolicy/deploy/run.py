@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import select
 import sys
 import threading
@@ -56,9 +57,9 @@ def _brain(cfg: DeployConfig) -> tuple[Brain, PolicySpec]:
         remote = RemoteBrain(cfg.server, api_key=cfg.api_key, ca_file=cfg.ca_file)
         return remote, remote.spec
     if cfg.brain == "thread" or cfg.brain == "auto" and _on_cuda(cfg.device):
-        local = local_brain(cfg.checkpoint, cfg.device, cfg.threads)
+        local = local_brain(cfg.checkpoint, cfg.device, cfg.threads, cfg.compile)
         return local, local.policy.spec
-    apart = ProcessBrain(cfg.checkpoint, cfg.device, cfg.threads)
+    apart = ProcessBrain(cfg.checkpoint, cfg.device, cfg.threads, cfg.compile)
     return apart, apart.spec
 
 
@@ -73,6 +74,7 @@ def drive(cfg: DeployConfig, planner: Beside, spec: PolicySpec, say: Say) -> dic
     out = Path(cfg.out)
     out.mkdir(parents=True, exist_ok=True)
     robot_cfg = replace(cfg.robot, name=cfg.robot.name or spec.robot, log=cfg.robot.log or str(out / "robot.jsonl"))
+    planner.wait()
     say(f"Starting the robot ({robot_cfg.kind}) …")
     process = RobotProcess(robot_cfg)
     robot: Robot = DryRun(process) if cfg.dry_run else process
@@ -86,7 +88,6 @@ def drive(cfg: DeployConfig, planner: Beside, spec: PolicySpec, say: Say) -> dic
             page = LivePage(cfg.page_port, process.stop_url, cameras, names, spec.future_offsets_s)
             say(f"Watch it, and stop it: {page.url}   (or press Enter here)")
         controller = Controller(robot, planner, spec, cfg.controller, RealClock())
-        controller.imagine = page is not None and bool(spec.future_cameras)
         with _Key(robot):
             for i in range(cfg.episodes):
                 status = robot.reset(_scene(cfg, i))
@@ -97,7 +98,7 @@ def drive(cfg: DeployConfig, planner: Beside, spec: PolicySpec, say: Say) -> dic
                 instruction = str(cfg.instruction or status.info.get("instruction", ""))
                 if not instruction:
                     raise ConfigError('a real robot has to be told what to do: instruction="…".')
-                _listen(controller, recorder, page)
+                _listen(controller, recorder, page, cfg.imagine_s if getattr(planner.brain, "imagines", False) else 0.0)
                 if page is not None:
                     page.episode(i, instruction)
                 say(f"Episode {i + 1} of {cfg.episodes}: {instruction}")
@@ -136,7 +137,10 @@ def _scene(cfg: DeployConfig, i: int) -> dict[str, Any]:
     return scene
 
 
-def _listen(controller: Controller, recorder: Recorder | None, page: LivePage | None) -> None:
+def _listen(controller: Controller, recorder: Recorder | None, page: LivePage | None, imagine_s: float) -> None:
+    imagined_at_s = -math.inf
+    controller.imagine = page is not None and imagine_s > 0
+
     def seen(observation: Observation) -> None:
         if recorder is not None:
             recorder.seen(observation)
@@ -144,8 +148,12 @@ def _listen(controller: Controller, recorder: Recorder | None, page: LivePage | 
             page.seen(observation)
 
     def planned(plan: Plan, answer: Answer) -> None:
+        nonlocal imagined_at_s
         if page is not None:
             page.planned(plan, answer, controller.reaction_s[-1])
+        if answer.future:
+            imagined_at_s = plan.observed_at_s
+        controller.imagine = page is not None and 0 < imagine_s <= plan.observed_at_s - imagined_at_s
 
     controller.on_observation, controller.on_plan = seen, planned
 

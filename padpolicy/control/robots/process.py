@@ -29,7 +29,7 @@ START_S = 60.0  # an arm may take so long to be found, homed or simulated
 STATUS_HZ = 25.0
 
 
-class RobotError(RuntimeError):
+class RobotError(ConnectionError):
     """The robot's process has ended, or could not start: says why."""
 
 
