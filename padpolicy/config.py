@@ -104,6 +104,7 @@ class DiffusionConfig:
     action_draws: int = 4  # noise draws per sample in mode `policy`: the context is paid for once
     prefix_share: float = 0.0  # share of samples with a clean action prefix (training-time real-time chunking)
     prefix_max_steps: int = 8  # of the chunk
+    prefix_noise: float = 0.0  # how far prefixes stray, as a share of the actions' range; the rest of the chunk returns
     text_dropout: float = 0.1  # share of samples that see the null text
     obs_dropout: float = 0.0  # share of samples that lose one observation field (never the last one)
     weight_action: float = 1.0  # loss weights
@@ -330,6 +331,22 @@ class ControllerConfig:
 
 
 @dataclass
+class MonitorConfig:
+    """What compares what happens with what was imagined. All but the last two belong to the thresholds' calibration."""
+
+    every_s: float = 0.2  # an observation is remembered so often, to be compared with its future
+    steps: int = 1  # sampling steps of what is imagined; one gives the mean, which errs least
+    floor: float = 0.3  # squared error of a cell that needs no excuse, latents of unit variance
+    cells: int = 4  # the most surprising ones, averaged
+    tracking_s: float = 0.3  # for so long the arm must be off its commanded pose
+    shares: dict[str, float] = field(  # of undisturbed episodes with a false alarm, by channel; together 5 %
+        default_factory=lambda: {"imagined": 0.03, "picture": 0.01, "tracking": 0.01}
+    )
+    on_alarm: str = "replan"  # "replan" (hold, look again, plan anew), "slow" or "stop" (and ask)
+    thresholds: str = ""  # file; "": monitor.json beside the policy
+
+
+@dataclass
 class DeployConfig:
     """`padpolicy deploy`."""
 
@@ -347,14 +364,14 @@ class DeployConfig:
     page_port: int = 8080  # on localhost; 0: any free one
     imagine_s: float = 1.0  # how often the page shows an imagined future, which costs a slower plan; 0: never
     dry_run: bool = False  # plan and show, but send the robot nothing
-    brain: str = (
-        "auto"  # "process" (own interpreter), "thread", or "auto": a thread for CUDA and servers, else a process
-    )
+    watch: bool = False  # compare what happens with what was imagined, in a process of its own; `monitor` says how
+    brain: str = "auto"  # where the policy thinks: "thread", "process", or "auto": a thread for CUDA, else a process
     device: str = "auto"  # "auto" (a GPU if there is one), "cpu", "cuda", ...
     threads: int = 1  # torch threads of the brain; 0 leaves torch's choice
     compile: bool = False  # the network, for its shapes: faster plans, the first takes minutes; needs a C++ compiler
     robot: RobotConfig = field(default_factory=RobotConfig)
     controller: ControllerConfig = field(default_factory=ControllerConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
 
 
 @dataclass
@@ -391,22 +408,6 @@ class ReplayConfig:
     page_port: int = 8080  # on localhost; 0: any free one
     dry_run: bool = False  # show, but send the robot nothing
     robot: RobotConfig = field(default_factory=RobotConfig)
-
-
-@dataclass
-class MonitorConfig:
-    """What compares what happens with what was imagined. All but the last two belong to the thresholds' calibration."""
-
-    every_s: float = 0.2  # an observation is remembered so often, to be compared with its future
-    steps: int = 1  # sampling steps of what is imagined; one gives the mean, which errs least
-    floor: float = 0.3  # squared error of a cell that needs no excuse, latents of unit variance
-    cells: int = 4  # the most surprising ones, averaged
-    tracking_s: float = 0.3  # for so long the arm must be off its commanded pose
-    shares: dict[str, float] = field(  # of undisturbed episodes with a false alarm, by channel; together 5 %
-        default_factory=lambda: {"imagined": 0.03, "picture": 0.01, "tracking": 0.01}
-    )
-    on_alarm: str = "replan"  # "replan" (hold, look again, plan anew), "slow" or "stop" (and ask)
-    thresholds: str = ""  # file; "": monitor.json beside the policy
 
 
 @dataclass
@@ -477,6 +478,7 @@ _CHOICES = {
     "trunk": ("", "S", "B", "XL"),
     "controller.execution": ("rtc", "naive", "ensemble", "sync"),
     "brain": ("auto", "thread", "process"),
+    "monitor.on_alarm": ("replan", "slow", "stop"),
 }
 
 _AT_LEAST = {

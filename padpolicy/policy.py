@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from padpolicy import draws
 from padpolicy.batch import Batch, present
+from padpolicy.data.actions import ActionSpec
 from padpolicy.data.normalizer import Normalizer
 from padpolicy.diffusion.guidance import Guidance
 from padpolicy.diffusion.objective import Objective
@@ -135,6 +136,10 @@ class PadPolicy(nn.Module):
         self.image_encoder, self.text_encoder = image_encoder, text_encoder  # no nn.Modules: not in state_dict
         self.fields = Fields(config, normalizer, depth, image_encoder, text_encoder)
         model, diffusion, spec = config.model, config.diffusion, config.spec
+        action = ActionSpec.from_dict(spec.action) if spec.action else None
+        self._roles = (
+            ["yaw" if r == "rotation" and action.rotation == "yaw" else r for r in action.roles] if action else []
+        )
         says = {name: diffusion.predict_future for name in _noised_fields(spec)} | {"action": diffusion.predict_action}
         clean = frozenset(name for name, what in says.items() if what == "clean")
         self.objective = Objective(diffusion.objective, clean, diffusion.learn_variance, diffusion.train_steps)
@@ -239,6 +244,7 @@ class PadPolicy(nn.Module):
             valid["action"] = valid["action"] & ~prefix_BT[..., None]
             # What ran, not what should have run: the rest of the chunk must make up for the difference.
             ran = self.fields.actions(_as_executed(batch))
+            ran, x0["action"] = self._strayed(batch, ran, x0["action"], prefix_BT)
 
         n = self.config.diffusion.action_draws if table.groups == ("action",) else 1
         tau = self._draw_tau(mode, batch, n)
@@ -342,6 +348,32 @@ class PadPolicy(nn.Module):
         prefix = torch.arange(self.spec.chunk_steps, device=u.device)[None] < length[:, None]
         rest = ~batch.is_pad["action"] & ~prefix  # a sample must keep something to learn
         return prefix & rest.any(1, keepdim=True)
+
+    def _strayed(self, batch: Batch, ran: Tensor, action: Tensor, prefix_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """A prefix that strays at random, and a rest that returns to where it would have led: all (B, T, A) normalised.
+
+        Experts hardly vary: their own prefixes never teach what to do after one that the policy would not have chosen.
+        Deltas return as fast as actions in -1..1 can; what is absolute needs no return.
+        """
+        kind, roles, share = self.spec.action.get("kind"), self._roles, self.config.diffusion.prefix_noise
+        if share <= 0:
+            return ran, action
+        B, T, A = action.shape
+        free = torch.tensor([role == "position" or role == "yaw" for role in roles], device=action.device)
+        steps = draws.normal(batch.seed, batch.step, batch.index, "prefix/steps", (T + 1, A)).to(action)
+        size = share * draws.uniform(batch.seed, batch.step, batch.index, "prefix/size").to(action)
+        stray = torch.where(
+            free & prefix_BT[..., None], size[:, None, None] * (steps[:, :1] + steps[:, 1:]) / 2**0.5, 0
+        )
+        if kind != "delta":
+            return ran + stray, action
+        away, returned = torch.zeros_like(action[:, 0]), []
+        for i in range(T):
+            there = (action[:, i] - away).clamp(action[:, i].clamp(max=-1), action[:, i].clamp(min=1))
+            there = torch.where(prefix_BT[:, i, None] | ~free, action[:, i], there)
+            away = away + stray[:, i] + there - action[:, i]
+            returned.append(there)
+        return ran + stray, torch.stack(returned, 1)
 
     # ------------------------------------------------------------------------------------------- acting
 

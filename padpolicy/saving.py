@@ -28,6 +28,7 @@ from padpolicy.shipped import shipped
 from padpolicy.spec import PolicyConfig, PolicySpec
 
 FORMAT = 2
+CAME_LATER = ("prefix_noise",)  # settings that older policies lack: their default is what was done before
 HUB = "hub:"  # `hub:OWNER/NAME` is a policy on the Hugging Face hub, `hub:OWNER/NAME@REVISION` one version of it
 FILES = ["policy.json", "model.safetensors", "image_encoder/*", "text_encoder/*"]
 
@@ -221,7 +222,7 @@ def read_settings(folder: Path) -> Saved:
 def _whole(kind: type, values: dict[str, Any]) -> Any:
     """A dataclass from exactly its own fields. Raises ValueError naming those that are missing or unknown."""
     known = [field.name for field in fields(kind)]
-    wrong = [f"{key} is missing" for key in known if key not in values]
+    wrong = [f"{key} is missing" for key in known if key not in values and key not in CAME_LATER]
     wrong += [f"{key} is unknown" for key in values if key not in known]
     if wrong:
         raise ValueError(f"{kind.__name__}: {', '.join(wrong)}")

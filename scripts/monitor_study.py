@@ -2,12 +2,13 @@
 
     python scripts/monitor_study.py record calibrate report replan --out runs/monitor
 
-`record` runs clean and disturbed episodes, once; `calibrate` writes monitor.json for the policy (`record calibrate
---per-kind 0 --held-out 0` is all that a new policy needs), `report` report.json: how often and how soon each kind of
-disturbance is noticed, and how often nothing was noticed wrongly; `replan` replan.json: success with and without
-stopping to look again, on the same disturbed episodes. `--calibrate 20` a task gives thresholds to some tasks alone.
+`record` runs clean and disturbed episodes, once. `calibrate` writes monitor.json, to be put beside the policy (`record
+calibrate --per-kind 0 --held-out 0` is all that a new policy needs; with `--calibrate 40` a task, thresholds are set
+for single tasks too). `report` writes report.json: how often and how soon each kind of disturbance is noticed, and how
+often something was noticed that did not happen. `replan` writes replan-N.json (N: `--exec-steps`): success with and
+without stopping to look again, on the same disturbed episodes.
 
-Three sets of clean episodes of the tabletop never share a seed: the scales of the score are fitted on the first, the
+Three sets of clean episodes of the tabletop never share a seed: what tracks the arm is fitted on the first, the
 threshold is set on the second, false alarms are counted on the third. Everything is judged as on a robot: each
 observation is handed to a `Monitor` with its time and the commanded pose, and nothing else.
 """
@@ -362,7 +363,7 @@ def auroc(above: Sequence[float], below: Sequence[float]) -> float:
 
 
 def replan(args: argparse.Namespace, policy: Policy) -> None:
-    """Runs the disturbed episodes twice, with and without the monitor, and writes replan.json."""
+    """Runs the disturbed episodes twice, with and without the monitor, and writes replan-N.json."""
     cfg, thresholds, result = settings(args), Thresholds.load(args.out / FILE), {}
     with VectorEnv(cfg.env, cfg.num_envs, cfg.env_workers) as envs:
         for kind in ("moved", "swapped", "blocked"):

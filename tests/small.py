@@ -52,7 +52,7 @@ class HashEncoder:
         return SimpleNamespace(tokens=tokens, mask=mask, pooled=pooled)
 
 
-def small_policy(seed: int = 0, model: dict | None = None, **diffusion) -> PadPolicy:
+def small_policy(seed: int = 0, model: dict | None = None, action: dict | None = None, **diffusion) -> PadPolicy:
     """A policy of two narrow blocks whose every weight is random: zero gates would make all laws trivially true."""
     spec = PolicySpec(
         cameras=["front", "wrist"],
@@ -66,7 +66,7 @@ def small_policy(seed: int = 0, model: dict | None = None, **diffusion) -> PadPo
         future_offsets_s=[0.3, 0.6],
         action_dim=ACTION,
         proprio_dim=PROPRIO,
-        action={},
+        action=action or {},
         robot="arm",
         renderer="rays",
     )

@@ -213,6 +213,29 @@ def test_the_prefix_of_training_is_what_ran_and_the_rest_what_should_be_done():
     assert loss(second, change) == plain and loss(change, first) == plain
 
 
+@pytest.mark.parametrize("kind", ["delta", "absolute"])
+def test_a_strayed_prefix_is_followed_by_the_way_back(kind):
+    """What deltas add up to is what the demonstration added up to, as soon as actions within -1..1 can reach it."""
+    names = [f"joint {i}" for i in range(ACTION - 1)] + ["gripper"]
+    action = {"kind": kind, "names": names, "dt_s": 0.1, "gripper": "continuous"}
+    policy = small_policy(action=action, prefix_noise=0.2, prefix_share=1.0)
+    batch = batch_of(robot_sample(0), robot_sample(1))
+    known = torch.linspace(-0.5, 0.5, 2 * CHUNK * ACTION).reshape(2, CHUNK, ACTION)
+    prefix = torch.zeros(2, CHUNK, dtype=torch.bool)
+    prefix[:, :2] = True
+    ran, rest = policy._strayed(batch, known, known, prefix)
+    assert torch.equal(ran[:, 2:], known[:, 2:]) and torch.equal(ran[..., -1], known[..., -1])
+    assert ((ran - known)[:, :2, :-1].abs() > 1e-4).all() and torch.equal(rest[:, :2], known[:, :2])
+    executed = torch.cat([ran[:, :2], rest[:, 2:]], 1)
+    if kind == "delta":
+        assert not torch.equal(rest, known) and rest.abs().max() <= 1
+        torch.testing.assert_close(executed.sum(1), known.sum(1))
+    else:
+        assert torch.equal(rest, known)
+    policy.config.diffusion.prefix_noise = 0.0
+    assert all(torch.equal(x, known) for x in policy._strayed(batch, known, known, prefix))
+
+
 def test_draws_depend_on_the_sample_and_not_on_its_place():
     policy = small_policy(modes=ALL_MODES)
     batch = mixed()

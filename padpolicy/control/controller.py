@@ -35,7 +35,8 @@ from padpolicy.data.actions import ActionSpec, from_waypoints, to_waypoints
 from padpolicy.data.letterbox import letterbox
 from padpolicy.spec import PolicySpec
 
-EXECUTIONS = ("rtc", "naive", "ensemble", "sync")
+PAUSE_S = 0.3  # after an alarm: until the robot stands and its cameras have seen it
+SLOW = 0.5  # of the speed that was planned, after an alarm that slows it down
 
 
 @dataclass
@@ -124,6 +125,7 @@ class Controller:
         self._next_s = -math.inf  # not asked for before
         self.reaction_s: list[float] = []
         self.late = 0
+        self.pace = 1.0  # below 1: slower than planned
 
     def drive(self, seconds: float, done: Callable[[Status], bool] = lambda status: False) -> Drive:
         """Runs the loop until `done`, the robot has stopped, or `seconds` are over."""
@@ -161,9 +163,17 @@ class Controller:
         return status
 
     def replan(self) -> None:
-        """What was planned is not to be trusted: the answer under way is dropped, and a new one is asked for."""
+        """What was planned is not to be trusted: the robot stands still until there is a plan of what it sees then."""
         self._stale = self.planner.busy
-        self._sent, self._recent, self._next_s = None, [], -math.inf
+        self._sent, self._recent = None, []
+        if self._seen is None or not self.number:
+            return
+        now, status = self.clock.now_s(), self.robot.status()
+        self._next_s = self._seen.time_s + PAUSE_S
+        stay = Plan(self.number, self._seen.time_s, np.array([now + self.spec.dt_s]), status.commanded[None])
+        self.number += 1
+        self._sent_s = now
+        self.robot.command(stay)
 
     # ------------------------------------------------------------------------------------------------ asking
 
@@ -240,7 +250,7 @@ class Controller:
             self._next_s = now + (self._next_s - asked.time_s)
         if mode == "sync":
             waypoints = waypoints[: self.cfg.exec_steps]
-        times = start + dt * np.arange(1, len(waypoints) + 1)
+        times = start + dt / self.pace * np.arange(1, len(waypoints) + 1)
         if mode == "ensemble":
             self._recent = [(t, w) for t, w in self._recent if t[-1] > now] + [(times, waypoints)]
             waypoints = self._averaged(times)

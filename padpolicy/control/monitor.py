@@ -13,8 +13,13 @@ Three channels, each with its own share of the false alarms that are allowed:
 
 Thresholds are conformal: of n successful episodes without disturbance, kept from those that fitted anything, the k-th
 smallest maximum, k = ceil((n + 1)(1 - share)). A further such episode exceeds it with probability at most `share`, as
-long as it is drawn as they were. What goes on where the arm moves or is about to move is hardly seen by `imagined`: a
-blurred arm excuses as much. A camera whose picture freezes is not noticed here; its timestamps tell.
+long as it is drawn as they were.
+
+Measured on the tabletop with the shipped policy and thresholds of all tasks together (208 episodes): false alarms in 7
+of 166 undisturbed successful episodes. Noticed were 43 of 45 covered cameras, 39 of 45 blocked arms, but only 32 of 49
+moved and 31 of 55 exchanged objects: what goes on where the arm is about to move is hardly seen by `imagined`, since a
+blurred arm excuses as much, and pushed objects, which it imagines badly, keep the threshold high. A camera whose
+picture freezes is not noticed; the observations' timestamps may tell.
 
 Letters: B moments, T action steps, A action dims, n cells of all cameras together, P proprio dims.
 """
@@ -112,7 +117,7 @@ def conformal(maxima: Sequence[float], share: float) -> float:
 class Thresholds:
     """What a monitor needs beside the policy: kept as `monitor.json` in the policy's folder."""
 
-    limits: dict[str, dict[str, float]]  # task -> channel -> threshold; POOLED: of all tasks together
+    limits: dict[str, dict[str, float]]  # task -> channel -> threshold, where it had enough; POOLED: of all together
     counts: dict[str, int]  # task -> successful calibration episodes
     config: MonitorConfig  # what the scores were made with
     tracking: Tracking | None = None
@@ -138,7 +143,11 @@ class Thresholds:
                 f"monitor: {len(together)} successful calibration episodes, expected at least {needed} for shares of "
                 f"false alarms {cfg.shares}. Record more, or allow more false alarms."
             )
-        return cls(limits, {task: len(episodes) for task, episodes in everything.items()}, cfg, **more)
+        enough = {
+            task: {name: limit for name, limit in own.items() if limit < math.inf} for task, own in limits.items()
+        }
+        counts = {task: len(episodes) for task, episodes in everything.items()}
+        return cls({task: own for task, own in enough.items() if own}, counts, cfg, **more)
 
     @classmethod
     def unit(cls, cfg: MonitorConfig, tracking: Tracking | None, policy: str) -> Thresholds:
@@ -147,19 +156,11 @@ class Thresholds:
 
     def of(self, task: str) -> dict[str, float]:
         """Channel -> threshold. A channel for which the task had too few episodes takes that of all tasks."""
-        pooled, own = self.limits[POOLED], self.limits.get(task, {})
-        return {
-            channel: own[channel] if own.get(channel, math.inf) < math.inf else pooled[channel] for channel in pooled
-        }
+        return {**self.limits[POOLED], **self.limits.get(task, {})}
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; an infinite threshold is null. `from_json` is the inverse."""
-        values = dataclasses.asdict(self)
-        values["limits"] = {
-            task: {channel: limit if limit < math.inf else None for channel, limit in limits.items()}
-            for task, limits in self.limits.items()
-        }
-        return {"format": FORMAT, **values}
+        """Plain JSON values; `from_json` is the inverse."""
+        return {"format": FORMAT, **dataclasses.asdict(self)}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Thresholds:
@@ -170,12 +171,8 @@ class Thresholds:
                 raise ValueError(f"format {found!r}, this version reads {FORMAT}")
             rest["config"] = MonitorConfig(**rest["config"])
             rest["tracking"] = None if rest["tracking"] is None else Tracking(**rest["tracking"])
-            rest["limits"] = {
-                task: {channel: math.inf if limits[channel] is None else float(limits[channel]) for channel in CHANNELS}
-                for task, limits in rest["limits"].items()
-            }
-            if math.inf in rest["limits"][POOLED].values():
-                raise ValueError("no threshold of all tasks together")
+            if set(rest["limits"][POOLED]) != set(CHANNELS):
+                raise ValueError(f"thresholds of all tasks together for {sorted(rest['limits'][POOLED])}")
             return cls(**rest)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ConfigError(
@@ -366,3 +363,12 @@ class Monitor:
         parts = {name: value / max(limits[name], 1e-9) for name, value in raw.items()}
         value = max(parts.values())
         return Score(moment.time_s, value, 1.0, value > 1.0, parts)
+
+
+def monitor_of(checkpoint: str, cfg: MonitorConfig, device: str) -> Monitor:
+    """The monitor of a policy on disk. Raises ConfigError where there are no thresholds for it."""
+    from padpolicy.device import pick_device
+    from padpolicy.saving import find_policy, load_policy
+
+    thresholds = Thresholds.load(cfg.thresholds or find_policy(checkpoint) / FILE)
+    return Monitor(load_policy(checkpoint, device=pick_device(device)), cfg, thresholds)

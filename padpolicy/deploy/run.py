@@ -19,10 +19,11 @@ import numpy as np
 from padpolicy import provenance
 from padpolicy.config import ConfigError, DeployConfig
 from padpolicy.control.clock import RealClock
-from padpolicy.control.controller import Controller, Drive
+from padpolicy.control.controller import SLOW, Controller, Drive
 from padpolicy.control.planner import Answer, Beside, Brain, ProcessBrain, local_brain
 from padpolicy.control.robot import Observation, Plan, Robot, Status
 from padpolicy.control.robots.process import RobotProcess
+from padpolicy.control.watch import Watch
 from padpolicy.data.actions import ActionSpec
 from padpolicy.deploy.page import LivePage
 from padpolicy.deploy.record import Recorder
@@ -40,6 +41,8 @@ def deploy(cfg: DeployConfig, say: Say = print) -> dict[str, Any]:
     """
     if bool(cfg.checkpoint) == bool(cfg.server):
         raise ConfigError("padpolicy deploy needs one of checkpoint=RUN and server=ws://HOST:PORT.")
+    if cfg.watch and not cfg.checkpoint:
+        raise ConfigError("watch=true needs checkpoint=RUN: the monitor imagines here, not on the server.")
     say("Waking the policy …")
     brain, spec = _brain(cfg)
     try:
@@ -80,6 +83,7 @@ def drive(cfg: DeployConfig, planner: Beside, spec: PolicySpec, say: Say) -> dic
     robot: Robot = DryRun(process) if cfg.dry_run else process
     recorder: Recorder | None = None
     page: LivePage | None = None
+    watch: Watch | None = None
     episodes: list[dict[str, Any]] = []
     try:
         action = ActionSpec.from_dict(spec.action)
@@ -87,6 +91,9 @@ def drive(cfg: DeployConfig, planner: Beside, spec: PolicySpec, say: Say) -> dic
             cameras, names = list(process.spec.cameras), list(process.spec.names)
             page = LivePage(cfg.page_port, process.stop_url, cameras, names, spec.future_offsets_s)
             say(f"Watch it, and stop it: {page.url}   (or press Enter here)")
+        if cfg.watch:
+            say("Waking the monitor …")
+            watch = Watch(cfg.checkpoint, cfg.monitor, cfg.device, cfg.threads)
         controller = Controller(robot, planner, spec, cfg.controller, RealClock())
         with _Key(robot):
             for i in range(cfg.episodes):
@@ -98,29 +105,40 @@ def drive(cfg: DeployConfig, planner: Beside, spec: PolicySpec, say: Say) -> dic
                 instruction = str(cfg.instruction or status.info.get("instruction", ""))
                 if not instruction:
                     raise ConfigError('a real robot has to be told what to do: instruction="…".')
-                _listen(controller, recorder, page, cfg.imagine_s if getattr(planner.brain, "imagines", False) else 0.0)
+                _listen(
+                    controller,
+                    recorder,
+                    page,
+                    watch,
+                    cfg.imagine_s if getattr(planner.brain, "imagines", False) else 0.0,
+                )
                 if page is not None:
                     page.episode(i, instruction)
                 say(f"Episode {i + 1} of {cfg.episodes}: {instruction}")
                 controller.begin(instruction, seed=cfg.seed + i)
                 if recorder is not None:
                     recorder.begin()
+                if watch is not None:
+                    watch.begin(str(status.info.get("task", "")))
+                alarms = None if watch is None else Alarms(watch, controller, cfg.monitor.on_alarm, page)
                 driven = Drive(status)
                 try:
                     limit = min(cfg.seconds, status.info.get("limit_s", cfg.seconds))
-                    driven = controller.drive(limit, partial(_done, page))
+                    driven = controller.drive(limit, partial(_done, page, alarms))
                     _end(robot, recorder, page)
                 finally:  # whatever happened: what was seen is kept
                     success = _succeeded(driven.status, say)
                     if recorder is not None:
                         recorder.keep(instruction, success, cfg.seed + i, f"deploy {cfg.checkpoint or cfg.server}")
-                episodes.append(_summary(driven, instruction, success, cfg.seed + i))
+                episodes.append(_summary(driven, instruction, success, cfg.seed + i, alarms))
                 say(_line(episodes[-1]))
                 if driven.status.state == "stopped" and driven.status.reason not in ("", "watchdog"):
                     break  # somebody stopped it: it is not started again behind their back
         return _write(out, cfg, episodes, process)
     finally:
         process.close()
+        if watch is not None:
+            watch.close()
         if recorder is not None:
             recorder.close()
         if page is not None:
@@ -137,7 +155,9 @@ def _scene(cfg: DeployConfig, i: int) -> dict[str, Any]:
     return scene
 
 
-def _listen(controller: Controller, recorder: Recorder | None, page: LivePage | None, imagine_s: float) -> None:
+def _listen(
+    controller: Controller, recorder: Recorder | None, page: LivePage | None, watch: Watch | None, imagine_s: float
+) -> None:
     imagined_at_s = -math.inf
     controller.imagine = page is not None and imagine_s > 0
 
@@ -146,6 +166,8 @@ def _listen(controller: Controller, recorder: Recorder | None, page: LivePage | 
             recorder.seen(observation)
         if page is not None:
             page.seen(observation)
+        if watch is not None:
+            watch.seen(observation)
 
     def planned(plan: Plan, answer: Answer) -> None:
         nonlocal imagined_at_s
@@ -173,8 +195,41 @@ def _end(robot: Robot, recorder: Recorder | None, page: LivePage | None) -> None
         page.status(robot.status())
 
 
-def _done(page: LivePage | None, status: Status) -> bool:
-    """Whether a simulator says so; the page hears every status on the way."""
+class Alarms:
+    """What the monitor says during an episode, and what is done about it.
+
+    An alarm counts once until the scores have been below their threshold again.
+    """
+
+    def __init__(self, watch: Watch, controller: Controller, on_alarm: str, page: LivePage | None):
+        self.watch, self.controller, self.on_alarm, self.page = watch, controller, on_alarm, page
+        self.raised: list[dict[str, Any]] = []
+        self._ringing = False
+
+    def look(self) -> None:
+        """Takes in the scores that have come. Never waits."""
+        while (score := self.watch.poll()) is not None:
+            if self.page is not None:
+                self.page.score(score.value, score.threshold, score.alarm)
+            if score.alarm and not self._ringing:
+                channel = max(score.parts, key=score.parts.__getitem__)
+                self.raised.append({"time_s": score.time_s, "value": round(score.value, 3), "channel": channel})
+                self._act(f"monitor: {channel} is {score.value:.2f} of its threshold")
+            self._ringing = score.alarm
+
+    def _act(self, reason: str) -> None:
+        if self.on_alarm == "replan":
+            self.controller.replan()
+        elif self.on_alarm == "slow":
+            self.controller.pace = SLOW
+        else:
+            self.controller.robot.stop(reason)
+
+
+def _done(page: LivePage | None, alarms: Alarms | None, status: Status) -> bool:
+    """Whether a simulator says so; the page and the monitor are looked after on the way."""
+    if alarms is not None:
+        alarms.look()
     if page is not None:
         page.status(status)
     return bool(status.info.get("success"))
@@ -190,7 +245,7 @@ def _succeeded(status: Status, say: Say) -> bool:
     return sys.stdin.readline().strip().lower().startswith("y")
 
 
-def _summary(driven: Drive, instruction: str, success: bool, seed: int) -> dict[str, Any]:
+def _summary(driven: Drive, instruction: str, success: bool, seed: int, alarms: Alarms | None) -> dict[str, Any]:
     reaction_ms = [1e3 * s for s in driven.reaction_s]
     return {
         "instruction": instruction,
@@ -202,6 +257,7 @@ def _summary(driven: Drive, instruction: str, success: bool, seed: int) -> dict[
         "reaction_ms_p95": round(float(np.percentile(reaction_ms, 95)), 1) if reaction_ms else None,
         "late_waypoints": driven.late,
         "interventions": dict(driven.interventions),
+        "alarms": None if alarms is None else alarms.raised,
         "state": driven.status.state,
         "reason": driven.status.reason,
     }

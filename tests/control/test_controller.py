@@ -115,28 +115,26 @@ def test_a_plan_that_was_refused_is_not_built_upon() -> None:
         np.testing.assert_allclose(plan.times_s[0], now + DT)
 
 
-def test_replan_drops_the_answer_under_way() -> None:
+def test_replan_drops_the_answer_under_way_and_stands_still_until_the_next() -> None:
     clock, sent = VirtualClock(), []
     robot = VirtualRobot(fakes.robot_config(), clock)
-    spec = fakes.spec(obs_steps=1)
-    controller = Controller(
-        robot,
-        Later(Counting(), clock, lambda: 0.3),
-        spec,
-        ControllerConfig(),
-        clock,
-        on_plan=lambda p, a: sent.append(p),
-    )
+    spec = fakes.spec(obs_steps=1, action={"kind": "delta", "names": ["dx"], "dt_s": DT, "scale": [fakes.SPEED]})
+    cfg = ControllerConfig(loop_hz=20)
+    planner = Later(Counting(), clock, lambda: 2 * DT)
+    controller = Controller(robot, planner, spec, cfg, clock, on_plan=lambda p, a: sent.append((clock.now_s(), p)))
     robot.reset()
     controller.begin("go right")
-    controller.tick()
+    controller.drive(1.05)
+    assert planner.busy
+    before, at = len(sent), clock.now_s()
     controller.replan()
-    clock.sleep_until(0.35)
-    controller.tick()
-    assert sent == []
-    clock.sleep_until(0.7)
-    controller.tick()
-    assert len(sent) == 1 and sent[0].observed_at_s > 0.29
+    controller.drive(1.5)
+    resumed, plan = sent[before]
+    assert plan.observed_at_s >= at + 0.2 and resumed >= at + 0.4, "made of what it saw standing still"
+    np.testing.assert_allclose(plan.times_s[0], resumed + DT)
+    still = np.array(robot.setpoints)[round((at + 0.25) * 100) : round(resumed * 100), 0]
+    assert len(still) > 10 and np.ptp(still) < 1e-9
+    assert robot.status().interventions.get("out_of_order", 0) == 0
 
 
 def test_it_drives_to_the_goal_and_stops_there() -> None:

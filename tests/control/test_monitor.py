@@ -98,7 +98,7 @@ def test_thresholds_on_disk(tmp_path):
     thresholds.save(tmp_path / "monitor.json")
     assert Thresholds.load(tmp_path / "monitor.json") == thresholds
     values = json.loads((tmp_path / "monitor.json").read_text())
-    assert values["limits"]["b"]["imagined"] is None and values["policy"] == "abc"
+    assert set(values["limits"]) == {"", "a"} and values["counts"]["b"] == 3 and values["policy"] == "abc"
     for wrong in ({"format": 9}, {"colour": 1}, {"limits": {}}, {"config": {"speed": 1}}, {"tracking": 3}):
         with pytest.raises(ConfigError, match="Calibrate again"):
             Thresholds.from_json({**values, **wrong})
