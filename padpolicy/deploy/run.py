@@ -118,9 +118,9 @@ def drive(cfg: DeployConfig, planner: Beside, spec: PolicySpec, say: Say) -> dic
                 controller.begin(instruction, seed=cfg.seed + i)
                 if recorder is not None:
                     recorder.begin()
+                alarms = None
                 if watch is not None:
-                    watch.begin(str(status.info.get("task", "")))
-                alarms = None if watch is None else Alarms(watch, controller, cfg.monitor.on_alarm, page)
+                    alarms = Alarms(watch, str(status.info.get("task", "")), controller, cfg.monitor.on_alarm, page)
                 driven = Drive(status)
                 try:
                     limit = min(cfg.seconds, status.info.get("limit_s", cfg.seconds))
@@ -201,8 +201,9 @@ class Alarms:
     An alarm counts once until the scores have been below their threshold again.
     """
 
-    def __init__(self, watch: Watch, controller: Controller, on_alarm: str, page: LivePage | None):
-        self.watch, self.controller, self.on_alarm, self.page = watch, controller, on_alarm, page
+    def __init__(self, watch: Watch, task: str, controller: Controller, on_alarm: str, page: LivePage | None):
+        self.watch, self.task, self.controller, self.on_alarm, self.page = watch, task, controller, on_alarm, page
+        watch.begin(task)
         self.raised: list[dict[str, Any]] = []
         self._ringing = False
 
@@ -220,6 +221,7 @@ class Alarms:
     def _act(self, reason: str) -> None:
         if self.on_alarm == "replan":
             self.controller.replan()
+            self.watch.begin(self.task)  # what it expected of the old plan would alarm again
         elif self.on_alarm == "slow":
             self.controller.pace = SLOW
         else:

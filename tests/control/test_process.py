@@ -95,6 +95,18 @@ def test_a_signal_stops_it(robot: RobotProcess) -> None:
     assert robot.status().reason == "signal SIGTERM"
 
 
+def test_closing_brakes_before_it_lets_go(robot: RobotProcess, tmp_path: Path) -> None:
+    robot.reset()
+    now = time.monotonic()
+    robot.command(Plan(0, now - 0.1, now + 0.1 * np.arange(1, 11), 0.09 * np.arange(1, 11)[:, None]))
+    wait(lambda: robot.beat() or robot.status().commanded[0] > 0.15)  # type: ignore[func-returns-value]
+    robot.close()
+    values = [line["value"][0] for line in lines(tmp_path / "robot.jsonl", "setpoint")]
+    values += values[-1:] * 2  # the arm stays at the last
+    speed, change = np.diff(values) / CYCLE_S, np.diff(values, n=2) / CYCLE_S**2
+    assert speed.max() > 0.5 and np.abs(change).max() <= 100 * (1 + 1e-6), "no faster than its acceleration allows"
+
+
 def test_a_reset_begins_anew(robot: RobotProcess) -> None:
     robot.reset({"x": 0.4})
     robot.command(ahead(5, 0.45))

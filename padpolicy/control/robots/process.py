@@ -188,9 +188,9 @@ class _Loop:
 
     def run(self) -> None:
         next_status = 0.0
-        while self.connected or (self.running and self.side.safety.state != "stopped"):
-            if self.connected and not self._take():
-                return
+        while self.connected or self.running and not self._at_rest():
+            if self.connected:
+                self._take()
             while not self.stops.empty():
                 reason = self.stops.get()
                 if self.running:
@@ -207,23 +207,29 @@ class _Loop:
                 self._publish("status", self.side.status())
             time.sleep(max(self.side.now_s + self.side.dt_s - time.monotonic(), 0))
 
-    def _take(self) -> bool:
+    def _at_rest(self) -> bool:
+        """Stopped, and braked to a stand: then the process may end."""
+        safety = self.side.safety
+        return safety.state == "stopped" and not safety.limiter.velocity.any()
+
+    def _take(self) -> None:
         """Takes in what has come; at most a thousand messages, so that a flood cannot keep it from the arm."""
         for _ in range(1000):
             try:
                 if not self.pipe.poll():
-                    return True
+                    return
                 message = self.pipe.recv()
             except (EOFError, OSError):
                 self.connected = False  # nobody is there any more: the silence stops the arm
-                return True
+                return
             except Exception:  # something that cannot be read is no plan
                 continue
             kind, *rest = message
             if kind == "close":
                 if self.running:
                     self.side.safety.stop(self.side.now_s, "closed")
-                return False
+                self.connected = False
+                return
             if kind == "reset":
                 self.episode = rest[0]
                 self.side.reset(time.monotonic(), rest[1])
@@ -236,7 +242,6 @@ class _Loop:
                 self.side.safety.beat(self.side.now_s)
             elif kind == "stop" and self.running:
                 self.side.safety.stop(self.side.now_s, str(rest[0]))
-        return True
 
     def _publish(self, kind: str, value: Any) -> None:
         with self._new:
