@@ -79,6 +79,7 @@ class ModelConfig:
     text: str = "both"  # "tokens": in the context; "pooled": one vector in every modulation, as PAD; or "both"
     coarse_cameras: list[str] = field(default_factory=list)  # stem: a quarter of the tokens for these, e.g. the wrist
     glance: bool = False  # one look for where the instruction points; only where scripts/train_eye.py has taught it
+    prefix_sum: bool = False  # actions are told what a known prefix adds up to; for policies that command deltas
     depth_size: int = 24  # depth images are reduced (nearest valid) to this many pixels a side
     depth_patch: int = 6  # reduced depth pixels per token side
     recompute: bool = False  # recompute activations in the backward pass: less memory, a third more time

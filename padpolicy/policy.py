@@ -157,6 +157,7 @@ class PadPolicy(nn.Module):
             stem=model.eyes == "stem",
             coarse=model.coarse_cameras,
             glance=model.glance,
+            prefix_sum=model.prefix_sum,
         )
         trunk = DiT(model.width, model.depth, model.heads, model.mlp_ratio, model.recompute)
         self.network = Network(tokens, trunk, diffusion.coupling, model.text)

@@ -180,8 +180,9 @@ def test_guidance_of_scale_one_is_no_guidance():
     assert torch.allclose(stronger[1], plain[1], atol=1e-5)  # no words, nothing to guide by
 
 
-def test_a_prefix_is_kept_to_the_last_bit_and_answered_to():
-    policy, noise = small_policy(), joint_noise(2)
+@pytest.mark.parametrize("prefix_sum", [False, True])
+def test_a_prefix_is_kept_to_the_last_bit_and_answered_to(prefix_sum):
+    policy, noise = small_policy(model={"prefix_sum": prefix_sum}), joint_noise(2)
     obs = batch_of(robot_sample(0), robot_sample(1))
     prefix = torch.randn(2, CHUNK, ACTION, generator=torch.Generator().manual_seed(5))
     length = torch.tensor([0, 3])
@@ -192,6 +193,17 @@ def test_a_prefix_is_kept_to_the_last_bit_and_answered_to():
     assert not torch.allclose(held[1, 3:], free[1, 3:], atol=1e-3)
     prefix[:, 3:] = float("nan")  # what lies behind the prefix is never read
     assert torch.equal(policy.predict(obs, noise=noise, prefix=prefix, prefix_len=length).action, held)
+
+
+def test_what_a_prefix_adds_up_to_is_told_to_the_actions_behind_it_alone():
+    policy = small_policy(model={"prefix_sum": True})
+    x, clean = torch.randn(2, CHUNK, ACTION), torch.zeros(2, CHUNK, dtype=torch.bool)
+    clean[1, :3] = True
+    told = policy.network.tokens.after(x, clean)
+    assert not told[0].any() and not told[1, :3].any() and told[1, 3:].abs().min() > 0
+    swapped = x.clone()
+    swapped[1, :2], swapped[1, 3:] = x[1, :2].flip(0), 7.0  # the same sum, and what nobody knows yet
+    torch.testing.assert_close(policy.network.tokens.after(swapped, clean), told)
 
 
 def test_the_prefix_of_training_is_what_ran_and_the_rest_what_should_be_done():

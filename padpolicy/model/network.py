@@ -169,6 +169,8 @@ class Network(nn.Module):
             else:
                 valid = torch.ones_like(x[field])  # what was invalid has been filled: see PadPolicy
                 tokens.append(make.depth(group, camera_of(field), x[field], valid, time_s["future"]))
+            if field == "action" and clean_BT is not None and group not in table.given:
+                tokens[-1] = tokens[-1] + make.after(x[field], clean_BT)  # attention is slow to learn sums
             if field in context.presents:  # where a frame changes, and from what, is seen at the same place
                 present_BND, frames = context.presents[field], x[field].shape[1]
                 tokens[-1] = tokens[-1] + present_BND.repeat_interleave(n, 0).repeat(1, frames, 1)

@@ -71,6 +71,7 @@ class Tokens(nn.Module):
            stem: add the trainable eye for observed pixels.
            coarse: cameras whose eye gives one token for each 2 x 2 of the others'.
            glance: add the look that finds where the instruction points.
+           prefix_sum: add the way in for what a known prefix of the actions adds up to.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Tokens(nn.Module):
         stem: bool = False,
         coarse: Sequence[str] = (),
         glance: bool = False,
+        prefix_sum: bool = False,
     ):
         super().__init__()
         self.width, self.patch, self.depth_patch = width, patch, depth_patch
@@ -107,6 +109,7 @@ class Tokens(nn.Module):
         self.depth_present = nn.Linear(depth_patch**2, width, bias=False)
         self.proprio_in = nn.Linear(max(proprio_dim, 1), width)
         self.action_in = nn.Linear(action_dim, width)
+        self.prefix_in = nn.Linear(action_dim + 1, width, bias=False) if prefix_sum else None
         self.action_summary = nn.Sequential(nn.Linear(width, width), nn.SiLU())
         self.summary_out = nn.Linear(width, width)
 
@@ -140,6 +143,8 @@ class Tokens(nn.Module):
         for present in (self.rgb_present, self.depth_present):
             nn.init.zeros_(present.weight)
         nn.init.zeros_(self.summary_out.weight)
+        if self.prefix_in is not None:
+            nn.init.zeros_(self.prefix_in.weight)
         if self.glance is not None:
             nn.init.zeros_(self.glance.out.weight)
         for head in self.heads.values():  # an untrained network predicts exactly 0
@@ -200,6 +205,14 @@ class Tokens(nn.Module):
     def action(self, x_BTA: Tensor, time_s_BT: Tensor) -> Tensor:
         """Normalised actions, one token per step."""
         return self.action_in(x_BTA) + self.when(time_s_BT) + self.kind["action"]
+
+    def after(self, x_BTA: Tensor, clean_BT: Tensor) -> Tensor:
+        """What the actions behind a known prefix are told of it, (B, T, D): its sum and its share of the chunk."""
+        if self.prefix_in is None:
+            return x_BTA.new_zeros(1)
+        total_BA = (x_BTA * clean_BT[..., None]).sum(1)
+        told_BD = self.prefix_in(torch.cat([total_BA, clean_BT.to(x_BTA.dtype).mean(1, keepdim=True)], -1))
+        return told_BD[:, None] * ~clean_BT[..., None]
 
     def summary(self, action_BTD: Tensor) -> Tensor:
         """All of a chunk's tokens as one vector (B, 1, D), for the modulation of the future that it leads to."""
