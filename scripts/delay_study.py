@@ -2,8 +2,9 @@
 
 python scripts/delay_study.py --checkpoint tabletop --episodes 200 --out runs/delay.json
 
-Prints success with its interval and the jerk of the setpoints for each cell, and RTC's paired difference to no delay.
-Episodes that are in the file already are not run again.
+Prints success with its interval and the jerk of the setpoints for each cell, and the paired difference to no delay.
+Episodes that are in the file already are not run again. --real 20 then runs the first 20 scenes in real time, with the
+arm and the policy in processes of their own, and compares them with the same ones at a delay of one period.
 """
 
 from __future__ import annotations
@@ -66,6 +67,34 @@ def one(job: dict) -> dict:
     }
 
 
+def in_real_time(jobs: list[dict], checkpoint: str) -> list[dict]:
+    """The same episodes by the wall clock: the arm and the policy each in a process of its own."""
+    from padpolicy import config
+    from padpolicy.config import ControllerConfig
+    from padpolicy.control.clock import RealClock
+    from padpolicy.control.controller import Controller
+    from padpolicy.control.planner import Beside, ProcessBrain
+    from padpolicy.control.robots.process import RobotProcess
+
+    brain = ProcessBrain(checkpoint, "cpu")
+    planner = Beside(brain)
+    robot = RobotProcess(config.load("deploy", [f"checkpoint={checkpoint}", "robot=tabletop", "out=unused"]).robot)
+    results = []
+    for job in jobs:
+        controller = Controller(robot, planner, brain.spec, ControllerConfig(execution=job["execution"]), RealClock())
+        status = robot.reset({"task": job["task"], "seed": job["seed"], "paraphrase": 0})
+        controller.begin(status.info["instruction"], seed=job["seed"])
+        driven = controller.drive(PATIENCE * status.info["limit_s"], lambda now: now.info["success"])
+        robot.stop("over")
+        success = bool(driven.status.info["success"])
+        results.append({**job, "success": success, "seconds": driven.seconds, "reaction_s": driven.reaction_s})
+        while planner.busy:
+            planner.poll()
+    robot.close()
+    planner.close()
+    return results
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--checkpoint", default="tabletop")
@@ -73,6 +102,7 @@ def main() -> None:
     parser.add_argument("--delays", type=int, nargs="*", default=[0, 1, 2, 4, 6, 8])
     parser.add_argument("--executions", nargs="*", default=["sync", "naive", "ensemble", "rtc"])
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--real", type=int, default=0, help="so many scenes in real time, compared with a delay of 1")
     parser.add_argument("--out", required=True)
     args = parser.parse_args()
     from padpolicy_envs import TASKS
@@ -97,6 +127,22 @@ def main() -> None:
             file.flush()
             done.append(result)
     show(done)
+    if args.real:
+        execution = args.executions[-1]
+        scenes = [{"execution": execution, "task": tasks[i % len(tasks)], "seed": SEED + i} for i in range(args.real)]
+        agree(in_real_time(scenes, args.checkpoint), done)
+
+
+def agree(real: list[dict], done: list[dict]) -> None:
+    """Real time beside virtual time, scene by scene."""
+    virtual = {r["seed"]: r for r in done if r["execution"] == real[0]["execution"] and r["delay"] == 1}
+    both = [(r["success"], virtual[r["seed"]]["success"]) for r in real if r["seed"] in virtual]
+    reaction_ms = 1e3 * np.concatenate([r["reaction_s"] for r in real])
+    print(
+        f"real time, {real[0]['execution']}: {sum(r['success'] for r in real)} of {len(real)}; the same scenes at a "
+        f"delay of 1: {sum(v for _, v in both)} of {len(both)}, {sum(a == b for a, b in both)} alike; reaction p50 "
+        f"{np.percentile(reaction_ms, 50):.0f} ms, p95 {np.percentile(reaction_ms, 95):.0f} ms"
+    )
 
 
 def show(done: list[dict]) -> None:

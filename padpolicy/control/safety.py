@@ -266,6 +266,8 @@ class Safety:
         self._lead = np.array(cfg.lead or [np.inf] * len(names), np.float64)
         limits = cfg.waypoint
         self.limiter = Limiter(limits, 1 / servo_hz, (np.array(limits.low) + np.array(limits.high)) / 2, names)
+        # A gripper is told to open or close by values around its ends: that they are passed a little says nothing.
+        self._trifle = np.where(self._instant, 0.02 * (self.limiter.high - self.limiter.low), 0.0)
         # Where the track changes speed, the setpoint begins to do so before: early enough for its slowest number.
         self._preview_s = float(self.limiter.braking_s[~self._instant].max(initial=0.0))
         self._clear(-np.inf)
@@ -343,8 +345,9 @@ class Safety:
         if far := self._far(waypoints[first]):
             return self._refuse(now_s, "jump", f"plan {number}, waypoint {first}: {far}")
         inside = np.clip(waypoints, self.limiter.low, self.limiter.high)
-        if (inside != waypoints).any():
-            row, i = np.argwhere(inside != waypoints)[0]
+        over = np.abs(inside - waypoints)
+        if (outside := over > self._trifle).any():
+            row, i = np.argwhere(outside)[0]
             self._count(
                 now_s,
                 "workspace",

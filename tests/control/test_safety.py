@@ -314,6 +314,15 @@ class TestOffer:
         bench.run(1.0)
         assert 0.5 - 1e-6 < bench.row[-1][0] <= 0.5
 
+    @pytest.mark.parametrize(("opening", "counted"), [(1.019, {}), (-0.019, {}), (1.021, {"workspace": 1})])
+    def test_a_gripper_told_a_little_more_than_open_is_clipped_and_not_counted(self, opening, counted):
+        bench = Bench()
+        plan = bench.plan(1)
+        plan.waypoints[:, 1] = opening
+        assert bench.offer(plan) == "" and bench.safety.interventions == counted
+        bench.run(1.0)
+        assert 0 <= min(row[1] for row in bench.row) and max(row[1] for row in bench.row) <= 1
+
     def test_a_plan_that_is_partly_late_is_followed_from_where_it_is(self):
         bench = Bench()
         plan = bench.plan(1)
