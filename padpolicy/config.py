@@ -318,9 +318,9 @@ class RobotConfig:
 class ControllerConfig:
     """How plans are asked for and joined."""
 
-    execution: str = (
-        "rtc"  # "rtc" (joined to a known prefix), "naive" (the newest wins), "ensemble" (averaged), "sync" (waits)
-    )
+    # "naive": the newest plan wins; "rtc": joined to a known prefix, for policies trained with diffusion.prefix_share;
+    # "ensemble": plans are averaged; "sync": stands still while it thinks
+    execution: str = "naive"
     exec_steps: int = 2  # steps of a plan before the next is asked for, at the least
     loop_hz: float = 50.0  # how often the controller looks for something new; also its heartbeat
     latency_quantile: float = 0.9  # of the latest planning times: how long the next is expected to take

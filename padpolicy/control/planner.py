@@ -76,10 +76,11 @@ class LocalBrain:
     """A policy in this process.
 
     Args:  imagines: whether it has learned to say what will be seen while it acts (mode `joint`).
+           prefixes: whether it has learned to go on from a known prefix.
     """
 
-    def __init__(self, policy: Policy, imagines: bool = False):
-        self.policy, self.spec, self.imagines = policy, policy.spec, imagines
+    def __init__(self, policy: Policy, imagines: bool = False, prefixes: bool = False):
+        self.policy, self.spec, self.imagines, self.prefixes = policy, policy.spec, imagines, prefixes
 
     def warm(self) -> None:
         """Makes plans of every kind, in the thread that will make the others: then the first is as fast as they are."""
@@ -140,7 +141,7 @@ class ProcessBrain:
         self._process.start()
         theirs.close()
         self.spec: PolicySpec
-        self.spec, self.imagines = self._receive()
+        self.spec, self.imagines, self.prefixes = self._receive()
 
     @property
     def pid(self) -> int:
@@ -175,7 +176,7 @@ def _think(pipe: Connection, checkpoint: str, device: str, threads: int, compile
     try:
         brain = local_brain(checkpoint, device, threads, compile)
         brain.warm()
-        pipe.send(("done", (brain.spec, brain.imagines)))
+        pipe.send(("done", (brain.spec, brain.imagines, brain.prefixes)))
     except Exception as error:
         pipe.send(("failed", f"{type(error).__name__}: {error}"))
         return
@@ -200,7 +201,9 @@ def local_brain(checkpoint: str, device: str, threads: int, compile: bool = Fals
     if threads:
         torch.set_num_threads(threads)
     policy = load_policy(checkpoint, device=pick_device(device)).prepare(compile)
-    return LocalBrain(policy, bool(policy.spec.future_cameras) and policy.config.diffusion.modes.get("joint", 0) > 0)
+    learned = policy.config.diffusion
+    imagines = bool(policy.spec.future_cameras) and learned.modes.get("joint", 0) > 0
+    return LocalBrain(policy, imagines, learned.prefix_share > 0)
 
 
 def blank(spec: PolicySpec) -> Sample:

@@ -86,3 +86,15 @@ def test_it_needs_one_policy(tmp_path: Path) -> None:
     for given in ({}, {"checkpoint": "a", "server": "ws://b"}):
         with pytest.raises(ConfigError, match="needs one of checkpoint"):
             deploy(DeployConfig(out=str(tmp_path), **given))
+
+
+def test_a_policy_that_knows_no_prefix_is_not_given_one(tmp_path: Path) -> None:
+    cfg = DeployConfig(
+        out=str(tmp_path),
+        checkpoint="tabletop",
+        brain="thread",
+        device="cpu",
+        controller=ControllerConfig(execution="rtc"),
+    )
+    with pytest.raises(ConfigError, match="prefix_share above 0"):
+        deploy(cfg, lambda said: None)
