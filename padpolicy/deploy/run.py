@@ -48,7 +48,7 @@ def deploy(cfg: DeployConfig, say: Say = print) -> dict[str, Any]:
     try:
         if cfg.controller.execution == "rtc" and not getattr(brain, "prefixes", True):
             raise ConfigError(
-                "controller.execution=rtc needs a policy that has learned to go on from a known prefix. This one has not: "
+                "controller.execution=rtc needs a policy that has learned to go on from a known prefix. This has not: "
                 "use naive, or train with diffusion.prefix_share above 0."
             )
         return drive(cfg, Beside(brain), spec, say)
