@@ -328,6 +328,7 @@ class ControllerConfig:
     ensemble_decay: float = 0.01  # weight exp(-decay * i) of the i-th oldest plan (ACT: 0.01)
     steps: int = 0  # sampling steps; 0: the policy's own
     guidance: float = 0.0  # scale over text; 0: the policy's own
+    temperature: float = 0.0  # of the noise that plans start from; 0: plans of like pictures are alike, and join better
     seed: int = 0  # of the plans' noise
 
 

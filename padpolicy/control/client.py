@@ -89,6 +89,7 @@ class RemoteBrain:
             "padpolicy/seed": request.seed,
             "padpolicy/steps": request.steps,
             "padpolicy/guidance": request.guidance,
+            "padpolicy/temperature": request.temperature,
         }
         if "obs" in sample.is_pad:
             message["padpolicy/is_pad"] = sample.is_pad["obs"]

@@ -196,6 +196,7 @@ class Controller:
                 imagine=self.imagine,
                 steps=self.cfg.steps,
                 guidance=self.cfg.guidance,
+                temperature=self.cfg.temperature,
             )
         )
 

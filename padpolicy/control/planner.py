@@ -39,6 +39,7 @@ class Request:
     imagine: bool = False  # also say what will be seen
     steps: int = 0  # sampling steps; 0: the policy's own
     guidance: float = 0.0  # scale over text; 0: the policy's own
+    temperature: float = 1.0  # of the noise that the plan starts from
 
 
 @dataclass
@@ -97,14 +98,11 @@ class LocalBrain:
 
         policy, batch = self.policy, collate([request.sample])
         mode = "joint" if request.imagine else policy.acts_in
-        noise = {
-            name: torch.from_numpy(
-                draws.generator(request.seed, request.number, 0, f"plan/{name}").standard_normal(
-                    (1, *shape), np.float32
-                )
-            )
-            for name, shape in policy.noise_shapes(mode).items()
-        }
+        noise = {}
+        for name, shape in policy.noise_shapes(mode).items():
+            drawn = draws.generator(request.seed, request.number, 0, f"plan/{name}")
+            start = drawn.standard_normal((1, *shape), np.float32) * np.float32(request.temperature)
+            noise[name] = torch.from_numpy(start)
         prefix = None if request.prefix is None else torch.from_numpy(np.asarray(request.prefix, np.float32))[None]
         prediction = policy.predict(
             batch,

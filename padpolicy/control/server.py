@@ -134,6 +134,7 @@ class Session:
             imagine=given.get("imagine", False),
             steps=given.get("steps", 0),
             guidance=given.get("guidance", 0.0),
+            temperature=given.get("temperature", 1.0),
         )
         return request, {EXTRA + key: given[key] for key in ("seq", "time_s") if key in given}
 
@@ -488,4 +489,5 @@ EXTRAS: dict[str, Callable[[str, Any], Any]] = {
     f"{EXTRA}imagine": _flag,  # also answer what will be seen
     f"{EXTRA}steps": _whole,  # sampling steps; 0: the policy's own
     f"{EXTRA}guidance": _scale,  # scale over text; 0: the policy's own
+    f"{EXTRA}temperature": _scale,  # of the noise that the plan starts from
 }

@@ -152,6 +152,7 @@ REQUESTS = {
     "prefix": {"prefix": PREFIX, "prefix_len": 2},
     "empty prefix": {"prefix": PREFIX, "prefix_len": 0},
     "steps and guidance": {"steps": 2, "guidance": 1.5},
+    "temperature": {"temperature": 0.0},
     "imagined": {"imagine": True, "number": 2, "seed": 1},
 }
 
