@@ -121,10 +121,16 @@ LIGHT = [
     "padpolicy.control.client",
     "padpolicy.control.clock",
     "padpolicy.control.planner",
+    "padpolicy.control.controller",
     "padpolicy.control.robot",
+    "padpolicy.control.robots.lerobot",
+    "padpolicy.control.robots.process",
+    "padpolicy.control.safety",
     "padpolicy.control.track",
+    "padpolicy.control.watch",
     "padpolicy.control.wire",
     "padpolicy.data.actions",
+    "padpolicy.deploy",
 ]
 
 
