@@ -176,6 +176,7 @@ class EvaluationConfig:
     seed: int = 100_000  # evaluation scenes: scene i of every task has seed + i
     steps: int = 0  # sampling steps; 0: the policy's own
     guidance: float = 0.0  # 0: the policy's own
+    temperature: float = 1.0  # of the noise that plans start from; 0: none
     paraphrase: str = "canonical"  # "canonical", "random" or "held_out"
     videos: int = 12  # rollouts shown on the page
     imagine: bool = True  # draw what the policy imagined beside what happened
@@ -216,6 +217,7 @@ class EvalConfig:
     seed: int = 100_000  # scene i of every task has seed + i
     steps: int = 0  # sampling steps; 0: the policy's own
     guidance: float = 0.0  # scale over text; 0: the policy's own
+    temperature: float = 1.0  # of the noise that plans start from; 0: none
     paraphrase: str = "canonical"  # "canonical", "random" or "held_out"
     videos: int = 12  # rollouts shown on the page
     imagine: bool = True  # draw what the policy imagined beside what happened

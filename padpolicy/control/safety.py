@@ -116,7 +116,7 @@ class Limiter:
 
     @property
     def position(self) -> np.ndarray:
-        return np.array(self._state[0])
+        return np.clip(self._state[0], self.low, self.high)  # rounding may cost a billionth of the range
 
     @property
     def velocity(self) -> np.ndarray:

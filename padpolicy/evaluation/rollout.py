@@ -252,11 +252,15 @@ def _reset(envs: VectorEnv, runs: dict[int, _Run], open_loop: OpenLoop | None) -
             run.queue.put(0.0, run.dt_s, open_loop(run.spec, run.result.instruction))
 
 
-def plan_noise(policy: Policy, episode: EpisodeSpec, plan: int) -> dict[str, np.ndarray]:
-    """Starting noise of an episode's plan, float32 by field: a function of (seed, task, plan number) alone."""
+def plan_noise(policy: Policy, episode: EpisodeSpec, plan: int, temperature: float = 1.0) -> dict[str, np.ndarray]:
+    """Starting noise of an episode's plan, float32 by field: a function of (seed, task, plan number).
+
+    Args:  temperature: its standard deviation.
+    """
     key = zlib.crc32(episode.task.encode())
     return {
         field: draws.generator(episode.seed, plan, key, f"plan/{field}").standard_normal(shape, np.float32)
+        * np.float32(temperature)
         for field, shape in policy.noise_shapes(policy.acts_in).items()
     }
 
@@ -265,7 +269,7 @@ def _plan(policy: Policy, cfg: EvalConfig, runs: list[_Run]) -> None:
     """One batched plan for all running episodes; an imagined future for those that are filmed."""
     spec = policy.spec
     samples = [run.buffer.sample(spec, run.result.instruction, spec.robot, run.index) for run in runs]
-    noise = [plan_noise(policy, run.spec, len(run.result.plan_ms)) for run in runs]
+    noise = [plan_noise(policy, run.spec, len(run.result.plan_ms), cfg.temperature) for run in runs]
     start = time.perf_counter()
     chunk_BTA = predict_actions(policy, cfg, samples, noise)
     elapsed_ms = (time.perf_counter() - start) * 1e3

@@ -159,7 +159,7 @@ def measure_latency(policy: Policy, envs: VectorEnv, cfg: EvalConfig, episode: E
     buffer.push(0.0, fitted(first.observation, policy.spec.image_size))
     sample = buffer.sample(policy.spec, str(first.observation.get("instruction", "")), policy.spec.robot)
     for plan in range(WARM_UP + LATENCY_PLANS):
-        noise = [plan_noise(policy, episode, plan)]
+        noise = [plan_noise(policy, episode, plan, cfg.temperature)]
         start = time.perf_counter()
         predict_actions(policy, cfg, [sample], noise)
         times.append((time.perf_counter() - start) * 1e3)

@@ -79,6 +79,7 @@ def test_plan_noise_is_a_function_of_its_key():
         plan_noise(policy, EpisodeSpec("right", 1), 0),
     ]
     assert all(not np.array_equal(first, other["action"]) for other in others)
+    np.testing.assert_array_equal(plan_noise(policy, one, 0, temperature=0.5)["action"], 0.5 * first)
 
 
 @pytest.mark.parametrize("acts_in", ["policy", "joint"])
