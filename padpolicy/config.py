@@ -363,7 +363,7 @@ class DeployConfig:
     task: str = ""  # simulated: which task; "": one by the seed
     seed: int = 0  # of the simulated scene and of the plans' noise; episode i has seed + i
     episodes: int = 1
-    seconds: float = 60.0  # an episode's, at the most
+    seconds: float = 20.0  # an episode's, at the most; a simulated one ends when it has succeeded
     page: bool = True  # a live page in the browser
     page_port: int = 8080  # on localhost; 0: any free one
     imagine_s: float = 1.0  # how often the page shows an imagined future, which costs a slower plan; 0: never

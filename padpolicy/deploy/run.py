@@ -128,8 +128,7 @@ def drive(cfg: DeployConfig, planner: Beside, spec: PolicySpec, say: Say) -> dic
                     alarms = Alarms(watch, str(status.info.get("task", "")), controller, cfg.monitor.on_alarm, page)
                 driven = Drive(status)
                 try:
-                    limit = min(cfg.seconds, status.info.get("limit_s", cfg.seconds))
-                    driven = controller.drive(limit, partial(_done, page, alarms))
+                    driven = controller.drive(cfg.seconds, partial(_done, page, alarms))
                     _end(robot, recorder, page)
                 finally:  # whatever happened: what was seen is kept
                     success = _succeeded(driven.status, say)
