@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from padpolicy.config import ConfigError, ControllerConfig, DeployConfig, ReplayConfig
 from padpolicy.control.planner import Answer, Beside, Request
-from padpolicy.data.actions import ActionSpec, hold_action
+from padpolicy.data.actions import ActionSpec
 from padpolicy.data.store import Store
 from padpolicy.deploy.run import Say, drive
 from padpolicy.spec import PolicySpec
 
-CHUNK_STEPS = 16
+MOST_STEPS = 1000  # waypoints of one plan
 
 
 class Recorded:
-    """A brain that remembers: actions (T, A) of an episode, by how long ago its first observation was."""
+    """A brain that remembers: its one plan is the whole episode, actions (T, A).
+
+    Raises:  ConfigError for an episode longer than a plan can be.
+    """
 
     def __init__(self, action_TA: np.ndarray, action: ActionSpec, robot: str):
+        if len(action_TA) > MOST_STEPS:
+            raise ConfigError(f"the episode has {len(action_TA)} steps; a plan can have {MOST_STEPS}. Cut it.")
         self._action_TA = np.asarray(action_TA, np.float32)
-        self._rest_A, self._began_s = hold_action(action, self._action_TA[-1]), -1.0
         self.seconds = len(action_TA) * action.dt_s
         self.spec = PolicySpec(
             cameras=[],
@@ -30,7 +35,7 @@ class Recorded:
             future_depth_cameras=[],
             image_size=1,
             obs_steps=1,
-            chunk_steps=CHUNK_STEPS,
+            chunk_steps=len(action_TA),
             dt_s=action.dt_s,
             future_offsets_s=[],
             action_dim=action.dim,
@@ -41,13 +46,7 @@ class Recorded:
         )
 
     def __call__(self, request: Request) -> Answer:
-        if request.number == 0:
-            self._began_s = request.observed_at_s
-        first = round((request.observed_at_s - self._began_s) / self.spec.dt_s)
-        chunk_TA = np.tile(self._rest_A, (CHUNK_STEPS, 1))
-        known = self._action_TA[first : first + CHUNK_STEPS]
-        chunk_TA[: len(known)] = known
-        return Answer(request, chunk_TA)
+        return Answer(request, self._action_TA)
 
 
 def replay(cfg: ReplayConfig, say: Say = print) -> dict[str, Any]:
@@ -71,7 +70,9 @@ def replay(cfg: ReplayConfig, say: Say = print) -> dict[str, Any]:
         page=cfg.page,
         page_port=cfg.page_port,
         dry_run=cfg.dry_run,
-        robot=cfg.robot,
-        controller=ControllerConfig(execution="naive", exec_steps=CHUNK_STEPS // 2),
+        robot=replace(
+            cfg.robot, safety=replace(cfg.robot.safety, max_plan_age_s=recorded.seconds + 5)
+        ),  # it looks once
+        controller=ControllerConfig(execution="naive", exec_steps=MOST_STEPS),
     )
     return drive(said, Beside(recorded), recorded.spec, say)

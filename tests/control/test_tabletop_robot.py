@@ -21,6 +21,7 @@ from padpolicy.deploy.replay import Recorded
 def world():
     clock = VirtualClock()
     cfg = config.load("deploy", ["out=unused", "robot=tabletop", "robot.camera_hz=10"]).robot
+    cfg.safety.max_plan_age_s = 60.0  # a recording looks only once
     cfg.options = {"cameras": ["front"], "image_size": 16}  # nobody looks
     robot = VirtualRobot(cfg, clock)
     yield clock, robot, cfg
@@ -36,7 +37,7 @@ def test_demonstrations_succeed_again_through_plans_safety_and_servo_and_no_limi
     action, succeeded = ENVS["padpolicy/Tabletop-v0"].action, 0
     for seed, task in enumerate(TASKS):
         recorded = Recorded(np.array([told for _, _, told, _ in rollout_expert(env, seed, task)]), action, "tabletop")
-        cfg_loop = ControllerConfig(execution="naive", exec_steps=8, loop_hz=20)
+        cfg_loop = ControllerConfig(execution="naive", exec_steps=1000, loop_hz=20)
         controller = Controller(robot, Later(recorded, clock, lambda: 0.0), recorded.spec, cfg_loop, clock)
         robot.reset({"task": task, "seed": seed})
         controller.begin("replay")

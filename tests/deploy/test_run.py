@@ -16,9 +16,11 @@ import fakes
 
 from padpolicy.config import ConfigError, ControllerConfig, DeployConfig, LimitsConfig, ReplayConfig
 from padpolicy.control.planner import Beside, LocalBrain
+from padpolicy.data.actions import ActionSpec
 from padpolicy.data.store import Store
 from padpolicy.data.validate import validate
 from padpolicy.deploy import deploy, replay
+from padpolicy.deploy.replay import Recorded
 from padpolicy.deploy.run import drive
 
 ACTION = {"kind": "delta", "names": ["dx"], "dt_s": 0.1, "scale": [fakes.SPEED]}
@@ -72,6 +74,11 @@ def test_a_recording_drives_the_robot_again(tmp_path: Path) -> None:
         safety = dataclasses.replace(cfg.robot.safety, waypoint=two, max_jump=[1.0, 1.0])
         robot = dataclasses.replace(cfg.robot, make="fakes:FakeArm2", safety=safety)
         replay(dataclasses.replace(cfg, robot=robot), lambda said: None)
+
+
+def test_an_episode_longer_than_a_plan_can_be_is_refused() -> None:
+    with pytest.raises(ConfigError, match="1001 steps; a plan can have 1000"):
+        Recorded(np.zeros((1001, 1)), ActionSpec.from_dict(ACTION), "fake")
 
 
 def test_a_dry_run_sends_nothing(tmp_path: Path) -> None:
