@@ -100,45 +100,45 @@ def drive(cfg: DeployConfig, planner: Beside, spec: PolicySpec, say: Say) -> dic
             say("Waking the monitor …")
             watch = Watch(cfg.checkpoint, cfg.monitor, cfg.device, cfg.threads)
         controller = Controller(robot, planner, spec, cfg.controller, RealClock())
-        with _Key(robot):
-            for i in range(cfg.episodes):
-                status = robot.reset(_scene(cfg, i))
-                seen = robot.observe()
-                assert seen is not None  # a reset ends with one
-                if recorder is None and not cfg.dry_run:
-                    recorder = Recorder(out / "recording.zarr", process.spec, action, seen)
-                instruction = str(cfg.instruction or status.info.get("instruction", ""))
-                if not instruction:
-                    raise ConfigError('a real robot has to be told what to do: instruction="…".')
-                _listen(
-                    controller,
-                    recorder,
-                    page,
-                    watch,
-                    cfg.imagine_s if getattr(planner.brain, "imagines", False) else 0.0,
-                )
-                if page is not None:
-                    page.episode(i, instruction)
-                say(f"Episode {i + 1} of {cfg.episodes}: {instruction}")
-                controller.begin(instruction, seed=cfg.seed + i)
-                if recorder is not None:
-                    recorder.begin()
-                alarms = None
-                if watch is not None:
-                    alarms = Alarms(watch, str(status.info.get("task", "")), controller, cfg.monitor.on_alarm, page)
-                driven = Drive(status)
-                try:
+        for i in range(cfg.episodes):
+            status = robot.reset(_scene(cfg, i))
+            seen = robot.observe()
+            assert seen is not None  # a reset ends with one
+            if recorder is None and not cfg.dry_run:
+                recorder = Recorder(out / "recording.zarr", process.spec, action, seen)
+            instruction = str(cfg.instruction or status.info.get("instruction", ""))
+            if not instruction:
+                raise ConfigError('a real robot has to be told what to do: instruction="…".')
+            _listen(
+                controller,
+                recorder,
+                page,
+                watch,
+                cfg.imagine_s if getattr(planner.brain, "imagines", False) else 0.0,
+            )
+            if page is not None:
+                page.episode(i, instruction)
+            say(f"Episode {i + 1} of {cfg.episodes}: {instruction}")
+            controller.begin(instruction, seed=cfg.seed + i)
+            if recorder is not None:
+                recorder.begin()
+            alarms = None
+            if watch is not None:
+                alarms = Alarms(watch, str(status.info.get("task", "")), controller, cfg.monitor.on_alarm, page)
+            driven = Drive(status)
+            try:
+                with Key(robot):
                     driven = controller.drive(cfg.seconds, partial(_done, page, alarms))
-                    _end(robot, recorder, page)
-                finally:  # whatever happened: what was seen is kept
-                    success = _succeeded(driven.status, say)
-                    if recorder is not None:
-                        recorder.keep(instruction, success, cfg.seed + i, f"deploy {cfg.checkpoint or cfg.server}")
-                episodes.append(_summary(driven, instruction, success, cfg.seed + i, alarms))
-                say(_line(episodes[-1]))
-                if driven.status.state == "stopped" and driven.status.reason not in ("", "watchdog"):
-                    break  # somebody stopped it: it is not started again behind their back
-        return _write(out, cfg, episodes, process)
+                _end(robot, recorder, page)
+            finally:  # whatever happened: what was seen is kept
+                success = _succeeded(driven.status, say)
+                if recorder is not None:
+                    recorder.keep(instruction, success, cfg.seed + i, f"deploy {cfg.checkpoint or cfg.server}")
+            episodes.append(_summary(driven, instruction, success, cfg.seed + i, alarms))
+            say(_line(episodes[-1]))
+            if driven.interventions["stop"]:
+                break  # somebody stopped it: it is not started again behind their back
+        return _write(out, cfg, episodes)
     finally:
         process.close()
         if watch is not None:
@@ -279,7 +279,7 @@ def _line(episode: Mapping[str, Any]) -> str:
     )
 
 
-def _write(out: Path, cfg: DeployConfig, episodes: list[dict[str, Any]], robot: RobotProcess) -> dict[str, Any]:
+def _write(out: Path, cfg: DeployConfig, episodes: list[dict[str, Any]]) -> dict[str, Any]:
     results = {
         "checkpoint": cfg.checkpoint,
         "server": cfg.server,
@@ -321,16 +321,16 @@ class DryRun:
         self._robot.close()
 
 
-class _Key:
-    """While this is open, Enter at the terminal stops the robot."""
+class Key:
+    """While this is open, Enter at the terminal stops the robot. What is typed afterwards is left for others."""
 
     def __init__(self, robot: Robot):
         self._robot, self._over = robot, threading.Event()
+        self._thread = threading.Thread(target=self._wait, daemon=True)
 
-    def __enter__(self) -> _Key:
+    def __enter__(self) -> None:
         if sys.stdin is not None and sys.stdin.isatty():
-            threading.Thread(target=self._wait, daemon=True).start()
-        return self
+            self._thread.start()
 
     def _wait(self) -> None:
         while not self._over.is_set():
@@ -341,3 +341,5 @@ class _Key:
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
+        if self._thread.is_alive():
+            self._thread.join()

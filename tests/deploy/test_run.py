@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,7 +24,7 @@ from padpolicy.data.store import Store
 from padpolicy.data.validate import validate
 from padpolicy.deploy import deploy, replay
 from padpolicy.deploy.replay import Recorded
-from padpolicy.deploy.run import drive
+from padpolicy.deploy.run import Key, drive
 
 ACTION = {"kind": "delta", "names": ["dx"], "dt_s": 0.1, "scale": [fakes.SPEED]}
 
@@ -87,6 +90,22 @@ def test_a_dry_run_sends_nothing(tmp_path: Path) -> None:
     assert results["episodes"][0]["plans"] > 0 and not [line for line in log if line["what"] == "plan"]
     assert {line["value"][0] for line in log if line["what"] == "setpoint"} == {0.0}
     assert not (tmp_path / "recording.zarr").exists()
+
+
+def test_enter_stops_the_robot_while_it_drives_and_is_left_alone_afterwards(monkeypatch) -> None:
+    stopped, (keyboard, terminal) = [], os.openpty()
+    with os.fdopen(terminal) as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        robot = SimpleNamespace(stop=stopped.append)
+        with Key(robot):  # type: ignore[arg-type]
+            os.write(keyboard, b"\n")
+            while not stopped:
+                time.sleep(0.01)
+        with Key(robot):  # type: ignore[arg-type]
+            pass
+        os.write(keyboard, b"y\n")
+        assert stdin.readline() == "y\n" and stopped == ["key"]
+    os.close(keyboard)
 
 
 def test_it_needs_one_policy(tmp_path: Path) -> None:
