@@ -32,7 +32,7 @@ from padpolicy.control.planner import Answer, Planner, Request
 from padpolicy.control.robot import Observation, Plan, Robot, RobotSpec, Status
 from padpolicy.control.track import Track
 from padpolicy.data.actions import ActionSpec, from_waypoints, to_waypoints
-from padpolicy.data.letterbox import letterbox
+from padpolicy.data.letterbox import fitted
 from padpolicy.spec import PolicySpec
 
 PAUSE_S = 0.3  # after an alarm: until the robot stands and its cameras have seen it
@@ -154,7 +154,7 @@ class Controller:
         seen = self.robot.observe()
         if seen is not None and (self._seen is None or seen.time_s > self._seen.time_s):
             self._seen = seen
-            self._buffer.push(seen.time_s, self._fitted(seen))
+            self._buffer.push(seen.time_s, fitted(seen.fields, self.spec.image_size))
             self.on_observation(seen)
         self._fetch()
         if self._seen is not None and not self.planner.busy and self._wants(self._seen):
@@ -267,10 +267,3 @@ class Controller:
             total += np.where(covered[:, None], share * at, 0)
             weight += np.where(covered[:, None], share, 0)
         return total / weight
-
-    def _fitted(self, seen: Observation) -> dict[str, np.ndarray]:
-        size = self.spec.image_size
-        return {
-            name: letterbox(value, size) if name.startswith(("rgb_", "depth_")) else value
-            for name, value in seen.fields.items()
-        }

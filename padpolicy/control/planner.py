@@ -6,7 +6,6 @@ lets it think in a thread, `Later` answers in virtual time. Importing this bring
 
 from __future__ import annotations
 
-import multiprocessing
 import queue
 import signal
 import threading
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from padpolicy.control.apart import start_apart
 from padpolicy.sample import Sample
 from padpolicy.spec import PolicySpec
 
@@ -131,13 +131,7 @@ class ProcessBrain:
     """
 
     def __init__(self, checkpoint: str, device: str = "auto", threads: int = 1, compile: bool = False):
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(
-            target=_think, args=(theirs, checkpoint, device, threads, compile), daemon=True, name="padpolicy brain"
-        )
-        self._process.start()
-        theirs.close()
+        self._pipe, self._process = start_apart("brain", _think, checkpoint, device, threads, compile)
         self.spec: PolicySpec
         self.spec, self.imagines, self.prefixes = self._receive()
 

@@ -6,7 +6,6 @@ What it is told may wait in a queue, where the oldest is dropped; what it says i
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
 import queue
 import signal
 import threading
@@ -15,9 +14,10 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 from padpolicy.config import MonitorConfig
+from padpolicy.control.apart import start_apart
 from padpolicy.control.planner import BrainError
 from padpolicy.control.robot import Observation
-from padpolicy.data.letterbox import letterbox
+from padpolicy.data.letterbox import fitted
 
 if TYPE_CHECKING:
     from padpolicy.control.monitor import Score
@@ -33,13 +33,7 @@ class Watch:
     """
 
     def __init__(self, checkpoint: str, cfg: MonitorConfig, device: str = "auto", threads: int = 1):
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(
-            target=_watch, args=(theirs, checkpoint, cfg, device, threads), daemon=True, name="padpolicy monitor"
-        )
-        self._process.start()
-        theirs.close()
+        self._pipe, self._process = start_apart("monitor", _watch, checkpoint, cfg, device, threads)
         try:
             failure = self._pipe.recv()
         except EOFError:
@@ -120,7 +114,6 @@ def _watch(pipe: Connection, checkpoint: str, cfg: MonitorConfig, device: str, t
         if kind == "begin":
             monitor.reset(task=value)
             continue
-        fields = {n: letterbox(v, size) if n.startswith(("rgb_", "depth_")) else v for n, v in value.fields.items()}
-        monitor.observe(dataclasses.replace(value, fields=fields))
+        monitor.observe(dataclasses.replace(value, fields=fitted(value.fields, size)))
         if not pipe.poll() and (score := monitor.judge()) is not None:  # only when it is not behind
             pipe.send(score)

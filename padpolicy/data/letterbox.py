@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 
@@ -32,3 +35,11 @@ def letterbox(frames: np.ndarray, size: int) -> np.ndarray:
         columns = ((np.arange(new_width) + 0.5) * width / new_width).astype(int)
         place[:] = flat[:, rows[:, None], columns[None]]
     return out.reshape(*frames.shape[:inner], *out.shape[1:])
+
+
+def fitted(observation: Mapping[str, Any], size: int) -> dict[str, Any]:
+    """The observation with its pictures (`rgb_<cam>`, `depth_<cam>`) letterboxed to `size`, as training has seen them."""
+    return {
+        name: letterbox(value, size) if name.startswith(("rgb_", "depth_")) else value
+        for name, value in observation.items()
+    }

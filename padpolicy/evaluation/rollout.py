@@ -22,7 +22,7 @@ from padpolicy import draws
 from padpolicy.batch import collate
 from padpolicy.config import EvalConfig
 from padpolicy.control.chunking import ChunkQueue, ObservationBuffer
-from padpolicy.data.letterbox import letterbox
+from padpolicy.data.letterbox import fitted
 from padpolicy.evaluation.vector import Act, Description, Reset, Step, VectorEnv
 from padpolicy.sample import Sample
 
@@ -137,14 +137,6 @@ def check_fit(spec: PolicySpec, env: Description, cfg: EvalConfig) -> None:
         raise ValueError(
             f"exec_steps={cfg.exec_steps}: expected 1 to {spec.chunk_steps}, the steps of the policy's chunks."
         )
-
-
-def fitted(observation: dict[str, Any], image_size: int) -> dict[str, Any]:
-    """The observation with its pictures letterboxed to image_size, as training has seen them."""
-    return {
-        name: letterbox(value, image_size) if name.startswith(("rgb_", "depth_")) else value
-        for name, value in observation.items()
-    }
 
 
 class _Run:

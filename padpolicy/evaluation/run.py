@@ -19,6 +19,7 @@ import torch
 import padpolicy
 from padpolicy.config import EvalConfig
 from padpolicy.control.chunking import ObservationBuffer
+from padpolicy.data.letterbox import fitted
 from padpolicy.device import pick_device
 from padpolicy.evaluation import episodes as lists
 from padpolicy.evaluation import floors
@@ -29,7 +30,6 @@ from padpolicy.evaluation.rollout import (
     EpisodeSpec,
     Progress,
     check_fit,
-    fitted,
     needed_cameras,
     plan_noise,
     predict_actions,

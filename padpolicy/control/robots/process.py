@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import multiprocessing
 import os
 import queue
 import signal
@@ -22,6 +21,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from padpolicy.config import RobotConfig
+from padpolicy.control.apart import start_apart
 from padpolicy.control.robot import Observation, Plan, RobotSpec, Status
 from padpolicy.control.robots.side import Side, make_arm
 
@@ -40,11 +40,7 @@ class RobotProcess:
     """
 
     def __init__(self, cfg: RobotConfig):
-        context = multiprocessing.get_context("spawn")  # a fork would take torch's threads and GL contexts along
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_main, args=(theirs, cfg), daemon=True, name="padpolicy robot")
-        self._process.start()
-        theirs.close()
+        self._pipe, self._process = start_apart("robot", _main, cfg)
         self._newest: Observation | None = None
         self._status: Status | None = None
         self._episode, self._reached = 0, 0
@@ -196,7 +192,7 @@ class _Loop:
                 if self.running:
                     self.side.safety.stop(self.side.now_s, reason)
             if not self.running:
-                time.sleep(0.002)
+                self.pipe.poll(0.05)
                 continue
             newest = self.side.newest
             self.side.advance(time.monotonic())
