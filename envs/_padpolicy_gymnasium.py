@@ -9,7 +9,7 @@ import sys
 
 
 class _Loader:
-    """Loads gymnasium with its own loader, then registers our environment."""
+    """Loads gymnasium with its own loader, then registers our environments."""
 
     def __init__(self, loader):
         self._loader = loader
@@ -22,6 +22,7 @@ class _Loader:
         self._loader.exec_module(module)
         # By name only: importing padpolicy_envs here would bring mujoco into every program that uses gymnasium.
         module.register("padpolicy/Tabletop-v0", entry_point="padpolicy_envs.tabletop:Tabletop")
+        module.register("padpolicy/MetaWorld-v0", entry_point="padpolicy_envs.metaworld:MetaWorld")
 
 
 class _Finder:

@@ -78,6 +78,7 @@ class ModelConfig:
     )
     text: str = "both"  # "tokens": in the context; "pooled": one vector in every modulation, as PAD; or "both"
     coarse_cameras: list[str] = field(default_factory=list)  # stem: a quarter of the tokens for these, e.g. the wrist
+    stem_depth: bool = False  # the stem sees depth pixel by pixel, too; otherwise depth has coarse tokens of its own
     glance: bool = False  # one look for where the instruction points; only where scripts/train_eye.py has taught it
     prefix_sum: bool = False  # actions are told what a known prefix adds up to; for policies that command deltas
     depth_size: int = 24  # depth images are reduced (nearest valid) to this many pixels a side
@@ -125,6 +126,7 @@ class EnvConfig:
     renderer: str = "rays"
     cameras: list[str] = field(default_factory=lambda: ["front", "wrist"])
     max_steps: int = 0  # 0: the environment's own limit
+    options: dict[str, Any] = field(default_factory=dict)  # other arguments of its constructor: {image_size: 128}
 
 
 @dataclass
@@ -238,7 +240,7 @@ class CollectConfig:
     seed: int = 0  # episode j of task i has a seed that is a function of (seed, i, j)
     workers: int = 2  # processes that record
     noise: float = 0.5  # share of episodes with disturbed execution and clean expert labels
-    keep_failures: bool = False  # failures are useful as action-free video
+    keep_failures: bool = False  # also write failed attempts, to a store beside it: useful as action-free video
     depth: bool = True  # record depth too
     actions: bool = True  # False writes an action-free store
 
@@ -769,6 +771,10 @@ def _check_train(cfg: TrainConfig, need: Callable[[bool, str], None]) -> None:
     )
     if diffusion.objective == "ddpm":
         _check_ddpm(cfg, need)
+    need(
+        not model.stem_depth or model.eyes == "stem",
+        f"model.stem_depth=true is for model.eyes=stem; it is {model.eyes!r}.",
+    )
     need(
         not model.glance or model.text != "tokens",
         "model.glance=true asks with the pooled sentence, and model.text=tokens has none: use model.text=both.",

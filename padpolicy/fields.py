@@ -90,6 +90,21 @@ class Fields:
         valid = present(valid, batch.has[name])
         return present(self.depth_scale.standardise(mm), valid), valid
 
+    def _depth_pixels(self, batch: Batch, camera: str, rgb: Tensor) -> list[Tensor]:
+        """What `stem_depth` adds to the pixels (B, O, H, W, 3) of a camera: (B, O, H, W, 2), 0 where there is no depth.
+
+        Standardised depth is cut at 4 standard deviations: what stands far behind the workspace must not outshine it.
+        """
+        if not self.config.model.stem_depth:
+            return []
+        name = f"obs.depth_{camera}"
+        if camera not in self.config.spec.depth_cameras or not bool(batch.has_field(name).any()):
+            return [rgb.new_zeros(*rgb.shape[:-1], 2)]
+        mm = batch.fields[name].view(torch.int16).to(torch.int32) & 0xFFFF  # unsigned
+        valid = present(mm != 0, batch.has[name])
+        near = self.depth_scale.standardise(mm.float()).clamp(-4, 4)
+        return [torch.stack([present(near, valid), valid.float()], -1)]
+
     def presents(self, batch: Batch, groups: Sequence[str]) -> dict[str, Tensor]:
         """Per future field of these groups the newest observation, (B, 1, ...) as one frame of it; 0 where absent."""
         spec, found = self.config.spec, {}
@@ -124,11 +139,12 @@ class Fields:
                 name = f"obs.rgb_{camera}"
                 if bool(batch.has_field(name).any()):
                     has[f"rgb_{camera}"] = batch.has[name]
-                    pixels[camera] = present(batch.fields[name].float() / 127.5 - 1, batch.has[name])
+                    rgb = present(batch.fields[name].float() / 127.5 - 1, batch.has[name])
+                    pixels[camera] = torch.cat([rgb, *self._depth_pixels(batch, camera, rgb)], -1)
             elif (x := self._latents(batch, "obs", camera)) is not None:
                 latents[camera] = x
                 has[f"rgb_{camera}"] = self.has_frames(batch, "obs", camera)
-        for camera in self.config.spec.depth_cameras:
+        for camera in [] if self.config.model.stem_depth else self.config.spec.depth_cameras:
             name = f"obs.depth_{camera}"
             if bool(batch.has_field(name).any()):
                 has[f"depth_{camera}"] = batch.has[name]

@@ -154,7 +154,7 @@ class PadPolicy(nn.Module):
             pooled_width=text_encoder.pooled_width,
             cameras=sorted({*spec.cameras, *spec.depth_cameras, *spec.future_cameras, *spec.future_depth_cameras}),
             out_factor=self.objective.out_factor,
-            stem=model.eyes == "stem",
+            stem=(5 if model.stem_depth else 3) if model.eyes == "stem" else 0,
             coarse=model.coarse_cameras,
             glance=model.glance,
             prefix_sum=model.prefix_sum,

@@ -1,6 +1,8 @@
-"""Simulated environments for padpolicy: a robot arm over a table, drawn without any GL library.
+"""Simulated environments for padpolicy.
 
-Importing this package registers `padpolicy/Tabletop-v0`. It needs mujoco, numpy and gymnasium, nothing else.
+`padpolicy/Tabletop-v0` is a robot arm over a table, drawn without any GL library: it needs mujoco, numpy and gymnasium,
+nothing else. `padpolicy/MetaWorld-v0` is MetaWorld's 50 tasks (padpolicy_envs.metaworld); it needs the package
+metaworld and OpenGL. Importing this package registers both and loads neither of these.
 """
 
 from __future__ import annotations
@@ -13,14 +15,18 @@ from .tasks import FAMILIES, TASKS, Task
 __all__ = ["FAMILIES", "TASKS", "Task", "expert_action", "register_envs", "rollout_expert"]
 
 
+ENVS = {"padpolicy/Tabletop-v0": "tabletop:Tabletop", "padpolicy/MetaWorld-v0": "metaworld:MetaWorld"}
+
+
 def register_envs() -> None:
-    """Make `padpolicy/Tabletop-v0` known to gymnasium; calling it again does nothing.
+    """Make the environments known to gymnasium; calling it again does nothing.
 
     gymnasium >= 1.0 loads no plug-ins by itself: either import this package first or let gymnasium do so with
     `gymnasium.make("padpolicy_envs:padpolicy/Tabletop-v0")`.
     """
-    if "padpolicy/Tabletop-v0" not in gymnasium.registry:
-        gymnasium.register("padpolicy/Tabletop-v0", entry_point="padpolicy_envs.tabletop:Tabletop")
+    for name, where in ENVS.items():
+        if name not in gymnasium.registry:
+            gymnasium.register(name, entry_point=f"padpolicy_envs.{where}")
 
 
 register_envs()

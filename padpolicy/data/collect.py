@@ -1,10 +1,11 @@
 """`collect`: scripted experts write demonstrations, in parallel, and the same command again goes on where it stopped.
 
 Which scene episode `j` of a task shows is a function of (seed, task, j, attempt), episodes are appended in a fixed
-order (all tasks' episode 0, then all tasks' episode 1, ...) and by one process only. So a run that was killed and
-started again ends with the store of one that was not, and a larger `episodes_per_task` extends a store.
+order and by one process only. So a run that was killed and started again ends with the store of one that was not, and a
+larger `episodes_per_task` extends a store. The order is ten episodes of a task, then ten of the next, because some
+simulators take long to change their scene; what extends a store begins a new round.
 
-Of an environment this needs the package that brings its experts: `TASKS` and `rollout_expert`. It is imported by name.
+Of an environment this needs the module that brings its experts: `TASKS` and `rollout_expert`. It is imported by name.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ Progress = Callable[[int, int, str], None]  # (episodes done, episodes in all, a
 NOISE = 0.3  # of a disturbed episode: share of the largest action that is added, in stretches
 ATTEMPTS = 20  # scenes tried for one episode before it is given up
 FIRST_SCENE = 2**30  # scene seeds of demonstrations lie above those that people and evaluations choose
+BLOCK = 10  # episodes of a task in a row
 _AHEAD = 4  # episodes in flight per worker
 
 
@@ -38,7 +41,7 @@ _AHEAD = 4  # episodes in flight per worker
 class KnownEnv:
     """What a store has to say about an environment, and who has its experts."""
 
-    experts: str  # package with TASKS and rollout_expert
+    experts: str  # module with TASKS and rollout_expert
     action: ActionSpec
     proprio: dict[str, Any]
 
@@ -59,7 +62,19 @@ ENVS = {
             "unit": ["m", "m", "m", "1", "1", "1"],
             "frame": "base",
         },
-    )
+    ),
+    "padpolicy/MetaWorld-v0": KnownEnv(
+        experts="padpolicy_envs.metaworld",
+        action=ActionSpec(
+            "delta",
+            ["x", "y", "z", "gripper"],
+            dt_s=0.0125,
+            gripper="continuous",
+            units=["cm", "cm", "cm", "1"],
+            scale=[0.01, 0.01, 0.01, 1.0],
+        ),
+        proprio={"names": ["x", "y", "z", "gripper"], "unit": ["m", "m", "m", "1"], "frame": "base"},
+    ),
 }
 
 
@@ -84,24 +99,28 @@ def collect(cfg: CollectConfig, progress: Progress | None = None) -> Path:
     known = _known(cfg.env.id)
     tasks = _tasks(cfg, known)
     path = Path(cfg.out)
-    jobs = [Job(task, number) for number in range(cfg.episodes_per_task) for task in tasks]
-    with _open_store(path, cfg, known, tasks) as store:
-        done = _done(store, jobs)
-        retried = given_up = 0
+    jobs = _jobs(tasks, cfg.episodes_per_task)
+    with ExitStack() as stack:
+        store = stack.enter_context(_open_store(path, cfg, known, tasks))
+        failures = stack.enter_context(_open_failures(path, store)) if cfg.keep_failures else None
+        there = set(map(str, store.meta["episode_id"]))
+        kept = set(map(str, failures.meta["episode_id"])) if failures else set()
+        missing = [job for job in jobs if job.id not in there]  # one that was given up fails again: scenes are fixed
+        done, failed, given_up = len(jobs) - len(missing), 0, 0
         if progress:
             progress(done, len(jobs), "")
-        for job, (episode, attempts) in _record_all(cfg, jobs[done:]):
-            retried += attempts - 1
+        for job, attempts in _record_all(cfg, missing):
             done += 1
-            if episode is None:
-                given_up += 1
-            else:
-                store.append(episode)
+            failed += sum(not episode.success for episode in attempts)
+            for episode in attempts:
+                if episode.success:
+                    store.append(episode)
+                elif failures is not None and episode.id not in kept:
+                    failures.append(episode)
+            given_up += not attempts[-1].success
             if progress:
-                words = f"{job.task}  {retried} scenes failed and were replaced" + f", {given_up} given up" * bool(
-                    given_up
-                )
-                progress(done, len(jobs), words)
+                words = f"{job.task}  {failed} scenes failed and were replaced"
+                progress(done, len(jobs), words + f", {given_up} given up" * bool(given_up))
         if store.n_episodes == 0:
             raise StoreError(
                 f"{path}: the expert failed in each of {ATTEMPTS} scenes of every task; nothing was recorded."
@@ -109,10 +128,27 @@ def collect(cfg: CollectConfig, progress: Progress | None = None) -> Path:
     return path
 
 
+def failures_path(path: str | Path) -> Path:
+    """Where the failed attempts at a store's episodes are kept: runs/x.zarr -> runs/x.failures.zarr."""
+    path = Path(path)
+    return path.with_name(f"{path.name.removesuffix('.zarr')}.failures.zarr")
+
+
 def scene_seed(seed: int, task: str, number: int, attempt: int) -> int:
     """The scene of an attempt at an episode: the same whichever tasks and however many episodes are asked for."""
     sequence = np.random.SeedSequence([seed, zlib.crc32(task.encode()), number, attempt])
     return FIRST_SCENE + int(sequence.generate_state(1)[0]) % FIRST_SCENE
+
+
+def _jobs(tasks: list[str], episodes_per_task: int) -> list[Job]:
+    """All episodes of a store, in the order in which they are written."""
+    blocks = range(0, episodes_per_task, BLOCK)
+    return [
+        Job(task, number)
+        for first in blocks
+        for task in tasks
+        for number in range(first, min(first + BLOCK, episodes_per_task))
+    ]
 
 
 def _known(env_id: str) -> KnownEnv:
@@ -141,6 +177,7 @@ def _make_env(cfg: CollectConfig) -> Any:
 
     importlib.import_module(_known(cfg.env.id).experts)  # registers the environment
     options: dict[str, Any] = {"cameras": tuple(cfg.env.cameras), "depth": cfg.depth, "renderer": cfg.env.renderer}
+    options |= cfg.env.options
     if cfg.env.max_steps:
         options["step_limit"] = cfg.env.max_steps
     return gymnasium.make(cfg.env.id, disable_env_checker=True, **options)
@@ -170,7 +207,7 @@ def _open_store(path: Path, cfg: CollectConfig, known: KnownEnv, tasks: list[str
     env = _make_env(cfg)
     try:
         env.reset(seed=0, options={"task": tasks[0]})
-        cameras = env.unwrapped.camera_info()
+        cameras, renderer = env.unwrapped.camera_info(), env.unwrapped.renderer
     finally:
         env.close()
     all_tasks = importlib.import_module(known.experts).TASKS
@@ -181,7 +218,7 @@ def _open_store(path: Path, cfg: CollectConfig, known: KnownEnv, tasks: list[str
         action=known.action if cfg.actions else None,
         executed=cfg.actions,
         robot=cfg.env.robot if cfg.actions else "",
-        renderer=cfg.env.renderer,
+        renderer=renderer,
         dt_s=known.action.dt_s,
         tasks=[
             {
@@ -198,15 +235,13 @@ def _open_store(path: Path, cfg: CollectConfig, known: KnownEnv, tasks: list[str
     return Store.create(path, spec)
 
 
-def _done(store: Store, jobs: list[Job]) -> int:
-    """How many of the jobs lie behind: up to the last one that is in the store (one before it was given up)."""
-    if store.n_episodes == 0:
-        return 0
-    last = str(store.meta["episode_id"][-1])
-    return next((i + 1 for i, job in enumerate(jobs) if job.id == last), len(jobs))
+def _open_failures(path: Path, store: Store) -> Store:
+    """The store of failed attempts beside a store, with the same fields and tasks."""
+    where = failures_path(path)
+    return Store.open(where, "a") if where.exists() else Store.create(where, store.spec)
 
 
-def _record_all(cfg: CollectConfig, jobs: list[Job]) -> Iterator[tuple[Job, tuple[Episode | None, int]]]:
+def _record_all(cfg: CollectConfig, jobs: list[Job]) -> Iterator[tuple[Job, list[Episode]]]:
     """The jobs' results in their order, recorded by `cfg.workers` processes (by this one if there is one worker)."""
     if cfg.workers <= 1 or len(jobs) <= 1:
         for job in jobs:
@@ -217,7 +252,7 @@ def _record_all(cfg: CollectConfig, jobs: list[Job]) -> Iterator[tuple[Job, tupl
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_end_with_parent)
     try:
         waiting = deque(jobs)
-        flying: deque[tuple[Job, Future[tuple[Episode | None, int]]]] = deque()
+        flying: deque[tuple[Job, Future[list[Episode]]]] = deque()
         while waiting or flying:
             while waiting and len(flying) < _AHEAD * workers:
                 job = waiting.popleft()
@@ -258,15 +293,19 @@ def _close_env() -> None:
         _env = None
 
 
-def _record(cfg: CollectConfig, job: Job) -> tuple[Episode | None, int]:
-    """Plays scenes until the expert succeeds (or keeps the first, whatever happened). None if it never did.
+def _record(cfg: CollectConfig, job: Job) -> list[Episode]:
+    """Plays scenes until the expert succeeds, ATTEMPTS at the most: all that were played, the success last.
 
-    Returns: the episode, and how many scenes were tried.
+    Of failed attempts only what is written comes back: nothing of their arrays unless `keep_failures`.
     """
     env, known = _env_for(cfg), _known(cfg.env.id)
     rollout = importlib.import_module(known.experts).rollout_expert
-    for attempt in range(ATTEMPTS):
-        seed = scene_seed(cfg.seed, job.task, job.number, attempt)
+    names = [f"rgb_{camera}" for camera in cfg.env.cameras]
+    names += [f"depth_{camera}" for camera in cfg.env.cameras] if cfg.depth else []
+    names += ["proprio"] if cfg.actions else []
+    played: list[Episode] = []
+    while not (played and played[-1].success) and len(played) < ATTEMPTS:
+        seed = scene_seed(cfg.seed, job.task, job.number, len(played))
         noise = NOISE if np.random.default_rng([seed, 2]).random() < cfg.noise else 0.0
         observations, labels, executed, success = [], [], [], False
         for observation, label, action, info in rollout(env, seed, job.task, noise):
@@ -274,17 +313,14 @@ def _record(cfg: CollectConfig, job: Job) -> tuple[Episode | None, int]:
             labels.append(label)
             executed.append(action)
             success = bool(info["success"])
+        arrays: dict[str, np.ndarray] = {}
         if success or cfg.keep_failures:
-            break
-    else:
-        return None, ATTEMPTS
-    names = [f"rgb_{camera}" for camera in cfg.env.cameras]
-    names += [f"depth_{camera}" for camera in cfg.env.cameras] if cfg.depth else []
-    names += ["proprio"] if cfg.actions else []
-    arrays = {name: np.stack([observation[name] for observation in observations]) for name in names}
-    if cfg.actions:
-        arrays["action"] = np.stack(labels).astype(np.float32)
-        arrays["executed"] = np.stack(executed).astype(np.float32)
-    arrays["timestamp"] = np.arange(len(labels)) * known.action.dt_s
-    source = "scripted expert, disturbed" if noise else "scripted expert"
-    return Episode(arrays, job.task, success, seed, source, job.id), attempt + 1
+            arrays = {name: np.stack([observation[name] for observation in observations]) for name in names}
+            if cfg.actions:
+                arrays["action"] = np.stack(labels).astype(np.float32)
+                arrays["executed"] = np.stack(executed).astype(np.float32)
+            arrays["timestamp"] = np.arange(len(labels)) * known.action.dt_s
+        source = "scripted expert, disturbed" if noise else "scripted expert"
+        name = job.id if success else f"{job.id}/{len(played)}"
+        played.append(Episode(arrays, job.task, success, seed, source, name))
+    return played

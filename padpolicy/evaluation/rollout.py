@@ -120,8 +120,8 @@ def check_fit(spec: PolicySpec, env: Description, cfg: EvalConfig) -> None:
     if spec.renderer and env.renderer and spec.renderer != env.renderer:
         raise ValueError(
             f"{where} is drawn by renderer {env.renderer!r}, the policy learned from pictures drawn by "
-            f"{spec.renderer!r}, and their pixels differ. Use env.renderer={spec.renderer}, or collect and train with "
-            f"{env.renderer!r}."
+            f"{spec.renderer!r}, and their pixels differ. Choose that one (env.renderer, env.options), or collect and "
+            f"train with {env.renderer!r}."
         )
     if env.dt_s and abs(env.dt_s - spec.dt_s) > 1e-6:
         raise ValueError(f"{where} steps every {env.dt_s:g} s, the policy's actions are {spec.dt_s:g} s apart.")
@@ -129,6 +129,11 @@ def check_fit(spec: PolicySpec, env: Description, cfg: EvalConfig) -> None:
         if name not in env.observation:
             raise ValueError(
                 f"{where} has no observation {name!r}, which the policy needs; it has {', '.join(env.observation)}."
+            )
+        if min(env.observation[name][:2]) < spec.image_size:
+            raise ValueError(
+                f"{where}: {name} is {env.observation[name][1]} x {env.observation[name][0]} pixels, the policy looks "
+                f"at {spec.image_size}. Draw larger ones (env.options.image_size={spec.image_size}, if it has that)."
             )
     proprio = env.observation.get("proprio", (0,))
     if spec.proprio_dim and proprio != (spec.proprio_dim,):

@@ -31,7 +31,7 @@ class Description:
     action_high: np.ndarray
     renderer: str  # "" if the environment does not say
     dt_s: float  # seconds per step; 0 if the environment does not say
-    tasks: dict[str, Task]  # what can be asked for; empty if the environment's package exports no TASKS
+    tasks: dict[str, Task]  # what can be asked for; empty if neither its module nor its package exports TASKS
 
 
 @dataclass
@@ -142,20 +142,21 @@ def _make(cfg: EnvConfig) -> Any:
             "An id may name its package: env.id=PACKAGE:ID."
         ) from None
     limit = {"max_episode_steps": cfg.max_steps} if cfg.max_steps else {}
-    settings: dict[str, Any] = {"renderer": cfg.renderer, "cameras": list(cfg.cameras), **limit}
+    settings: dict[str, Any] = {"renderer": cfg.renderer, "cameras": list(cfg.cameras), **limit, **cfg.options}
     return gymnasium.make(name, disable_env_checker=True, render_mode="rgb_array", **settings)
 
 
 def _tasks(env: Any) -> dict[str, Task]:
-    """The `TASKS` that the environment's package exports: name -> anything with family, held_out and objects."""
-    package = importlib.import_module(type(env.unwrapped).__module__.split(".")[0])
+    """The `TASKS` that the environment's module or package exports: name -> anything with family, held_out, objects."""
+    module = type(env.unwrapped).__module__
+    found = [getattr(importlib.import_module(name), "TASKS", {}) for name in (module, module.split(".")[0])]
     return {
         name: Task(
             family=str(getattr(task, "family", "")),
             held_out=bool(getattr(task, "held_out", False)),
             things=tuple(getattr(task, "objects", ())),
         )
-        for name, task in getattr(package, "TASKS", {}).items()
+        for name, task in (found[0] or found[1]).items()
     }
 
 

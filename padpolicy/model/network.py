@@ -37,7 +37,8 @@ class Observed:
     """What the context is made of, ready for tokens. Absent contents are already zero; `has` says which those are."""
 
     latents: dict[str, Tensor]  # camera -> (B, O, C, h, w)
-    pixels: dict[str, Tensor]  # camera -> (B, O, H, W, 3) in [-1, 1]; instead of latents when the eye is a stem
+    pixels: dict[str, Tensor]  # camera -> (B, O, H, W, 3) in [-1, 1], or with standardised depth and its validity 5;
+    #                            instead of latents when the eye is a stem
     depth: dict[str, tuple[Tensor, Tensor]]  # camera -> standardised (B, O, S, S), valid (B, O, S, S)
     proprio: Tensor | None  # (B, O, P) normalised
     has: dict[str, Tensor]  # "rgb_<cam>", "depth_<cam>", "proprio", "text" -> (B,)

@@ -19,11 +19,11 @@ UNKNOWN_CAMERA = 0  # row of the camera table for names that were never trained
 
 
 class Stem(nn.Module):
-    """A small trainable eye: four strided convolutions, pixels (N, 3, H, W) in [-1, 1] to (N, D, H/16, W/16)."""
+    """A small trainable eye: four strided convolutions, pixels (N, channels, H, W) to (N, D, H/16, W/16)."""
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, channels: int = 3):
         super().__init__()
-        sides = [3, width // 8, width // 4, width // 2, width]
+        sides = [channels, width // 8, width // 4, width // 2, width]
         layers: list[nn.Module] = []
         for before, after in zip(sides[:-1], sides[1:], strict=True):
             layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GroupNorm(1, after), nn.SiLU()]
@@ -68,7 +68,7 @@ class Tokens(nn.Module):
            text_width: of the text tower's token embeddings; pooled_width: of its sentence embedding.
            cameras: names with an embedding of their own; all others share one.
            out_factor: 2 if the network also predicts a variance, else 1.
-           stem: add the trainable eye for observed pixels.
+           stem: channels of observed pixels that the trainable eye takes; 0: there is none.
            coarse: cameras whose eye gives one token for each 2 x 2 of the others'.
            glance: add the look that finds where the instruction points.
            prefix_sum: add the way in for what a known prefix of the actions adds up to.
@@ -86,7 +86,7 @@ class Tokens(nn.Module):
         pooled_width: int,
         cameras: Sequence[str],
         out_factor: int = 1,
-        stem: bool = False,
+        stem: int = 0,
         coarse: Sequence[str] = (),
         glance: bool = False,
         prefix_sum: bool = False,
@@ -101,7 +101,7 @@ class Tokens(nn.Module):
         self.null_text = nn.Parameter(torch.zeros(1, 1, width))  # the one token of a missing instruction
         self.null_pooled = nn.Parameter(torch.zeros(1, 1, width))
         self.rgb_in = nn.Linear(channels * patch**2, width)  # observed and future latents share the eye
-        self.stem = Stem(width) if stem else None
+        self.stem = Stem(width, stem) if stem else None
         self.coarse = nn.ModuleDict({camera: nn.Conv2d(width, width, 2, stride=2) for camera in coarse if stem})
         self.glance = Glance(width) if glance else None
         self.depth_in = nn.Linear(2 * depth_patch**2, width)  # value and validity
@@ -174,10 +174,10 @@ class Tokens(nn.Module):
         x = self.rgb_in(rearrange(x_BOChw, "b o c (y p) (x q) -> b o (y x) (c p q)", p=p, q=p))
         return self._place(kind, camera, x, rows, columns, time_s_BO)
 
-    def pixels(self, camera: str, x_BOHW3: Tensor, time_s_BO: Tensor) -> Tensor:
-        """Observed pixels in [-1, 1] through the trainable stem, (B, O * H/16 * W/16, D), coarse ones a quarter."""
-        b = len(x_BOHW3)
-        y = self.stem(rearrange(x_BOHW3, "b o y x c -> (b o) c y x"))
+    def pixels(self, camera: str, x_BOHWC: Tensor, time_s_BO: Tensor) -> Tensor:
+        """Observed pixels through the trainable stem, (B, O * H/16 * W/16, D), coarse ones a quarter."""
+        b = len(x_BOHWC)
+        y = self.stem(rearrange(x_BOHWC, "b o y x c -> (b o) c y x"))
         y = self.coarse[camera](y) if camera in self.coarse else y
         rows, columns = y.shape[-2:]
         return self._place("obs_rgb", camera, rearrange(y, "(b o) d y x -> b o (y x) d", b=b), rows, columns, time_s_BO)

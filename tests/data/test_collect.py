@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from padpolicy.config import CollectConfig, EnvConfig
-from padpolicy.data.collect import FIRST_SCENE, collect, scene_seed
+from padpolicy.data.collect import ATTEMPTS, FIRST_SCENE, _jobs, collect, failures_path, scene_seed
 from padpolicy.data.store import Store, StoreError
 from padpolicy.data.validate import validate
 
@@ -42,11 +42,11 @@ def collected(tmp_path_factory):
 def test_a_store_says_all_there_is_to_know(collected):
     store = Store.open(collected)
     assert validate(collected) == []
-    assert [str(name) for name in store.meta["episode_id"]] == [f"{t}/{j:06d}" for j in range(2) for t in TASKS]
+    assert [str(name) for name in store.meta["episode_id"]] == [f"{t}/{j:06d}" for t in TASKS for j in range(2)]
     assert store.meta["episode_success"].all() and (store.meta["episode_seed"] >= FIRST_SCENE).all()
     assert (store.robot, store.renderer) == ("tabletop", "rays")
     assert store.cameras["front"]["size"] == [96, 96] and np.array(store.cameras["front"]["extrinsics"]).shape == (4, 4)
-    task = store.task_of(1)
+    task = store.task_of(2)
     assert task["name"] == "press_red_button" and len(task["paraphrases"]) >= 4 and not task["held_out"]
     assert task["held_out_paraphrase"] not in task["paraphrases"]
     spec = store.action_spec
@@ -81,7 +81,38 @@ def test_asking_for_more_extends_and_for_the_same_does_nothing(collected, tmp_pa
     assert Store.open(path).n_episodes == 2
     collect(make_cfg(path))
     collect(make_cfg(path))
-    assert_same_stores(collected, path)
+    more, straight = Store.open(path), Store.open(collected)
+    ids = [list(map(str, store.meta["episode_id"])) for store in (more, straight)]
+    assert ids[0] == [f"{t}/{j:06d}" for j in range(2) for t in TASKS] and sorted(ids[0]) == sorted(ids[1])
+    for i, name in enumerate(ids[0]):
+        here, there = more.episode(i), straight.episode(ids[1].index(name))
+        assert all(np.array_equal(here.arrays[field], there.arrays[field]) for field in here.arrays)
+
+
+def test_tasks_come_in_blocks_and_each_episode_once():
+    jobs = [(job.task, job.number) for job in _jobs(["a", "b"], 12)]
+    assert jobs[:11] == [("a", j) for j in range(10)] + [("b", 0)] and jobs[20:] == [
+        *(("a", j) for j in (10, 11)),
+        *(("b", j) for j in (10, 11)),
+    ]
+    assert sorted(jobs) == [(t, j) for t in "ab" for j in range(12)]
+
+
+def test_failures_are_kept_apart_and_once(tmp_path):
+    """With too few steps to stack anything, every scene fails."""
+    tasks = ["touch_red_cube", "stack_red_cube_on_blue_cube"]
+    cfg = make_cfg(tmp_path / "f.zarr", tasks=tasks, episodes_per_task=1, noise=0.0)
+    cfg.keep_failures, cfg.env.max_steps = True, 15
+    for _ in range(2):
+        collect(cfg)
+        store, failures = Store.open(cfg.out), Store.open(failures_path(cfg.out))
+        assert store.meta["episode_success"].all() and not failures.meta["episode_success"].any()
+        ids = list(map(str, failures.meta["episode_id"]))
+        assert list(map(str, store.meta["episode_id"])) == ["touch_red_cube/000000"]
+        assert len(set(ids)) == len(ids) and [i for i in ids if i.startswith("stack")] == [
+            f"stack_red_cube_on_blue_cube/000000/{attempt}" for attempt in range(ATTEMPTS)
+        ]
+        assert validate(failures_path(cfg.out)) == [] and failures.fields == store.fields
 
 
 def test_action_free_stores(tmp_path):
