@@ -175,6 +175,7 @@ class EvaluationConfig:
     num_envs: int = 8  # environments that are planned for in one batch
     env_workers: int = 2  # processes that step environments
     exec_steps: int = 2  # steps executed of each chunk before planning again; fewer: surer grasps, more planning
+    execution: str = "chunk"  # "waypoint": the environment's script drives to the pose exec_steps ahead, as PAD does
     seed: int = 100_000  # evaluation scenes: scene i of every task has seed + i
     steps: int = 0  # sampling steps; 0: the policy's own
     guidance: float = 0.0  # 0: the policy's own
@@ -216,6 +217,7 @@ class EvalConfig:
     num_envs: int = 8  # environments that are planned for in one batch
     env_workers: int = 2  # processes that step environments
     exec_steps: int = 2  # steps executed of each chunk before planning again; fewer: surer grasps, more planning
+    execution: str = "chunk"  # "waypoint": the environment's script drives to the pose exec_steps ahead, as PAD does
     seed: int = 100_000  # scene i of every task has seed + i
     steps: int = 0  # sampling steps; 0: the policy's own
     guidance: float = 0.0  # scale over text; 0: the policy's own
@@ -482,6 +484,8 @@ _CHOICES = {
     "floor": ("", "no_image", "no_text", "replay"),
     "what": ("ratios", "latency"),
     "trunk": ("", "S", "B", "XL"),
+    "execution": ("chunk", "waypoint"),
+    "evaluation.execution": ("chunk", "waypoint"),
     "controller.execution": ("rtc", "naive", "ensemble", "sync"),
     "brain": ("auto", "thread", "process"),
     "monitor.on_alarm": ("replan", "slow", "stop"),

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -147,7 +146,7 @@ def agree(real: list[dict], done: list[dict]) -> None:
 
 def show(done: list[dict]) -> None:
     """The table."""
-    from padpolicy.evaluation.metrics import wilson
+    from padpolicy.evaluation.metrics import paired_difference, wilson
 
     cells: dict[tuple[str, int], dict[int, dict]] = {}
     for result in done:
@@ -158,9 +157,11 @@ def show(done: list[dict]) -> None:
         won = sum(r["success"] for r in cell.values())
         low, high = wilson(won, len(cell))
         both = [seed for seed in cell if seed in base]
-        diff = np.array([cell[s]["success"] - base[s]["success"] for s in both], float)
-        half = 1.96 * diff.std(ddof=1) / math.sqrt(len(diff)) if len(diff) > 1 else math.nan
-        paired = f"{diff.mean():+.1%} [{diff.mean() - half:+.1%}, {diff.mean() + half:+.1%}]" if len(diff) else ""
+        paired = ""
+        if both:
+            ours, theirs = ([float(these[seed]["success"]) for seed in both] for these in (cell, base))
+            mean, lowest, highest = paired_difference(ours, theirs)
+            paired = f"{mean:+.1%} [{lowest:+.1%}, {highest:+.1%}]"
         seconds = np.median([r["seconds"] for r in cell.values()])
         jerk = np.median([r["jerk_p95"] for r in cell.values()])
         rate = f"{won / len(cell):8.1%} {low:7.1%}{high:7.1%}"

@@ -63,6 +63,10 @@ class FakeEnv(gymnasium.Env):
         done = self.task != "stay" and self.succeeded(self.task)
         return self._observation(), float(done), done, self.steps >= self.limit and not done, self._info()
 
+    def towards(self, waypoint):
+        error = float(waypoint[0]) - self.x
+        return np.clip(np.array([error / SPEED], np.float32), -1, 1), abs(error) < 1e-3
+
     def succeeded(self, task):
         return {"left": self.x <= -0.5, "right": self.x >= 0.5, "stay": abs(self.x) < 0.05}[task]
 

@@ -184,7 +184,7 @@ CASES = {
         nothing,
         ["collect", "env.id=padpolicy/Moon-v0", "out=x"],
         2,
-        "no scripted expert is known for environment 'padpolicy/Moon-v0'; there is padpolicy/Tabletop-v0.",
+        "no scripted expert is known for environment 'padpolicy/Moon-v0'; there is padpolicy/Tabletop-v0, padpolicy/M",
     ),
     "another renderer, train": (
         lambda here: make_store(here / "gl.zarr", robot=False, renderer="gl") and None,

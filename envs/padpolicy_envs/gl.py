@@ -1,4 +1,4 @@
-"""One off-screen OpenGL context per process, on whichever library the machine has."""
+"""Drawing off-screen with OpenGL, by whichever library the machine has: one context per process, a canvas per model."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ import ctypes
 import importlib
 import os
 from typing import Any
+
+import mujoco
+import numpy as np
+from numpy.typing import NDArray
 
 BACKENDS = {"egl": ("libEGL.so.1", "libGL.so.1"), "osmesa": ("libOSMesa.so.8",)}  # what each loads
 PACKAGES = {"egl": "libegl1 libgl1 libgl1-mesa-dri", "osmesa": "libosmesa6"}  # Debian's names
@@ -45,6 +49,53 @@ def open_context(wanted: str = "gl") -> str:
     return backend
 
 
+class Canvas:
+    """Draws one model. Set `model.vis.quality` before.
+
+    Args:    size: of the largest picture, pixels a side.   backend: see `open_context`.
+             options: what is drawn; None: MuJoCo's default.   flags: of the scene, {mujoco.mjtRndFlag.…: bool}.
+    Raises:  RuntimeError: see `open_context`.
+    """
+
+    def __init__(
+        self,
+        model: mujoco.MjModel,
+        size: int,
+        backend: str = "gl",
+        options: mujoco.MjvOption | None = None,
+        flags: dict[int, bool] | None = None,
+    ) -> None:
+        self.backend, self.model = open_context(backend), model
+        model.vis.global_.offwidth = model.vis.global_.offheight = size
+        self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
+        self._context.readDepthMap = mujoco.mjtDepthMap.mjDEPTH_ZEROFAR  # floats are finest where things are far
+        self._scene, self._options = mujoco.MjvScene(model, 1000), options or mujoco.MjvOption()
+        for flag, on in (flags or {}).items():
+            self._scene.flags[flag] = on
+        self._camera = mujoco.MjvCamera()
+        self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
+
+    def draw(self, data: mujoco.MjData, camera: int, size: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """Colours uint8 [size, size, 3] and metres along the optical axis float32 [size, size], inf where nothing is.
+
+        Both come out of one pass, the lowest row first, as OpenGL has it.
+        """
+        model, rectangle = self.model, mujoco.MjrRect(0, 0, size, size)
+        self._camera.fixedcamid = camera
+        mujoco.mjv_updateScene(model, data, self._options, None, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene)
+        rgb, z = np.empty((size, size, 3), np.uint8), np.empty((size, size), np.float32)
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)  # another may have drawn since
+        mujoco.mjr_render(rectangle, self._scene, self._context)
+        mujoco.mjr_readPixels(rgb, z, rectangle, self._context)
+        near, far = model.vis.map.znear * model.stat.extent, model.vis.map.zfar * model.stat.extent
+        metres = near * far / (near + z * (far - near))
+        return rgb, np.where(metres < 0.999 * far, metres, np.inf).astype(np.float32)
+
+    def close(self) -> None:
+        """Give its pictures and meshes back; the context stays."""
+        self._context.free()
+
+
 def _installed(backend: str) -> bool:
     try:
         for library in BACKENDS[backend]:
@@ -56,4 +107,4 @@ def _installed(backend: str) -> bool:
 
 def _advice(what: str) -> str:
     ways = ", or ".join(f"`apt install {packages}` (MUJOCO_GL={name})" for name, packages in PACKAGES.items())
-    return f"{what} On Debian or Ubuntu: {ways}; and `pip install padpolicy[gl]`."
+    return f"{what} On Debian or Ubuntu: {ways}."

@@ -32,6 +32,7 @@ FIXED_SEED = 0  # of the layout that goals="fixed" always shows
 IDLE = 12  # simulators kept for later: 90 MB each
 MAX_TEXT = 96
 HAND_LOW, HAND_HIGH = (-0.525, 0.348, -0.0525), (0.525, 1.025, 0.7)  # MetaWorld's bounds, metres
+GAIN = 10.0  # of `towards`, per metre: what most of MetaWorld's scripted policies use
 _CULLED = 5  # a geom group that is not drawn
 
 
@@ -179,6 +180,15 @@ class MetaWorld(gymnasium.Env):
         """The action float32 [4], clipped to -1..1, of MetaWorld's scripted policy in the present state."""
         return self.simulator.expert_action(self.state)
 
+    def towards(self, waypoint: NDArray[np.float64]) -> tuple[NDArray[np.float32], bool]:
+        """The action [4] that drives the measured hand to a pose, and whether it is within a centimetre of it.
+
+        Args:  waypoint: x, y, z in metres and the effort of the fingers, [4].
+        """
+        error = np.asarray(waypoint[:3], np.float64) - self.state[:3]
+        move = np.clip(GAIN * error, -1, 1)
+        return np.append(move, np.clip(waypoint[3], -1, 1)).astype(np.float32), bool(np.linalg.norm(error) < 0.01)
+
     def _observation(self) -> dict[str, Any]:
         observation: dict[str, Any] = {}
         for camera in self.cameras:
@@ -282,7 +292,7 @@ class _Simulator:
         env.seeded_rand_vec, env._set_task_called = True, True
         env.__dict__.pop("sawyer_observation_space", None)  # cached before the goal was in it
         self._groups = env.model.geom_group.copy()
-        self._context: mujoco.MjrContext | None = None
+        self._canvas: gl.Canvas | None = None
 
     def reset(self, seed: int) -> NDArray[np.float64]:
         """MetaWorld's state [39] after a reset that is a function of the seed."""
@@ -305,42 +315,29 @@ class _Simulator:
         return np.clip(action, -1, 1).astype(np.float32)
 
     def draw(self, camera: str, size: int, backend: str) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
-        """Colours uint8 [size, size, 3] and depth uint16 [size, size] in millimetres, from one pass."""
-        if self._context is None:
-            self._open(backend)
-        model, data = self.env.model, self.env.data
-        self._camera.fixedcamid = number = model.camera(camera).id
+        """Colours uint8 [size, size, 3] and depth uint16 [size, size] in millimetres."""
+        model = self.env.model
+        if self._canvas is None:
+            self._canvas = self._open(backend)
+        number = model.camera(camera).id
         model.geom_group[:] = np.where(self._in_sight(number), self._groups, _CULLED)
-        mujoco.mjv_updateScene(model, data, self._options, None, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene)
+        rgb, metres = self._canvas.draw(self.env.data, number, size)
         model.geom_group[:] = self._groups
-        rectangle = mujoco.MjrRect(0, 0, size, size)
-        rgb, z = np.empty((size, size, 3), np.uint8), np.empty((size, size), np.float32)
-        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)  # another may have drawn since
-        mujoco.mjr_render(rectangle, self._scene, self._context)
-        mujoco.mjr_readPixels(rgb, z, rectangle, self._context)
-        near, far = model.vis.map.znear * model.stat.extent, model.vis.map.zfar * model.stat.extent
-        metres = near * far / (near + z * (far - near))
-        depth = np.where(metres < min(FAR, 0.999 * far), metres * 1000 + 0.5, 0).astype(np.uint16)
-        # OpenGL's first row is the lowest; the corner cameras hang upside down.
+        depth = np.where(metres < FAR, metres * 1000 + 0.5, 0).astype(np.uint16)
+        # The lowest row comes first; the corner cameras hang upside down, so theirs are mirrored instead.
         turn = (slice(None), slice(None, None, -1)) if camera.startswith("corner") else (slice(None, None, -1),)
         return np.ascontiguousarray(rgb[turn]), np.ascontiguousarray(depth[turn])
 
-    def _open(self, backend: str) -> None:
-        gl.open_context(backend)
+    def _open(self, backend: str) -> gl.Canvas:
         model, paper = self.env.model, self.quality == "paper"
-        model.vis.global_.offwidth = model.vis.global_.offheight = self.buffer_size
         if not paper:
             model.vis.quality.offsamples = model.vis.quality.shadowsize = 0
-        self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
-        self._context.readDepthMap = mujoco.mjtDepthMap.mjDEPTH_ZEROFAR  # floats are finest where things are far
-        self._scene, self._options = mujoco.MjvScene(model, 1000), mujoco.MjvOption()
-        self._camera = mujoco.MjvCamera()
-        self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
-        for flag in ("mjRND_SHADOW", "mjRND_REFLECTION", "mjRND_SKYBOX"):
-            self._scene.flags[getattr(mujoco.mjtRndFlag, flag)] = paper
+        flags = mujoco.mjtRndFlag
+        costly = dict.fromkeys((flags.mjRND_SHADOW, flags.mjRND_REFLECTION, flags.mjRND_SKYBOX), paper)
+        return gl.Canvas(model, self.buffer_size, backend, flags=costly)
 
     def _in_sight(self, camera: int) -> NDArray[np.bool_]:
-        """Which geoms may be in the picture: their bounding balls against its four sides. Meshes cost most of drawing."""
+        """Which geoms may be in the picture: by their bounding balls. Meshes cost most of drawing."""
         if self.quality == "paper":  # what is out of sight throws shadows, too
             return np.ones(len(self._groups), bool)
         model, data = self.env.model, self.env.data
@@ -351,9 +348,9 @@ class _Simulator:
         return (outside < radius[:, None]).all(1) & (local[:, 2] < radius)
 
     def close(self) -> None:
-        if self._context is not None:
-            self._context.free()
-            self._context = None
+        if self._canvas is not None:
+            self._canvas.close()
+            self._canvas = None
 
 
 _idle: list[_Simulator] = []  # of this process, the one used last at the end: making one takes 0.4 s

@@ -9,6 +9,7 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
+from . import gl
 from .scene import HIDDEN, TABLE
 
 FAR = 4.0  # metres; beyond it nothing is drawn
@@ -40,7 +41,7 @@ class RayRenderer:
         self.model, self.size, self.samples = model, size, samples
         self._cameras: dict[str, NDArray] = {}
         self._table = model.geom("table").id
-        self._cast_model = _flattened(model)
+        self._cast_model = _flattened(model) if _HAS_NORMALS else model  # an older MuJoCo sees nothing in the flat one
         self._cast_data = mujoco.MjData(self._cast_model)
         self._groups = np.ones(6, np.uint8)
         self._groups[[TABLE, HIDDEN]] = 0
@@ -125,8 +126,11 @@ class RayRenderer:
 
     def _follow(self, data: mujoco.MjData) -> None:
         """Take over where everything is, and find the balls around all that is drawn but the table."""
-        self._cast_model.geom_group[:] = self.model.geom_group
-        self._cast_data.geom_xpos[:], self._cast_data.geom_xmat[:] = data.geom_xpos, data.geom_xmat
+        if self._cast_model is self.model:
+            self._cast_data = data
+        else:
+            self._cast_model.geom_group[:] = self.model.geom_group
+            self._cast_data.geom_xpos[:], self._cast_data.geom_xmat[:] = data.geom_xpos, data.geom_xmat
         drawn = self.model.geom_group[self._ball_geom] != HIDDEN
         geom = self._ball_geom[drawn]
         turn = data.geom_xmat.reshape(-1, 3, 3)[geom]
@@ -215,29 +219,21 @@ def surface_normals(
 
 
 class GLRenderer:
-    """MuJoCo's own renderer: fast on a GPU (software GL is not), nearly the same pixels, and it needs a GL library."""
+    """OpenGL: fast on a GPU (software GL is not), nearly the same pixels, and it needs a library."""
 
     name = "gl"
 
     def __init__(self, model: mujoco.MjModel, size: int, samples: int = 1) -> None:
-        """Open a GL context for pictures of size x size pixels."""
-        self.model = model
-        # A buffer of just this size, and (in the scene) no multisampling and a small shadow map: on software GL the
-        # defaults are an order of magnitude slower.
-        model.vis.global_.offwidth = model.vis.global_.offheight = size
+        """Open a canvas for pictures of size x size pixels. Raises RuntimeError where there is no OpenGL."""
+        self.model, self.size = model, size
+        option = mujoco.MjvOption()
+        option.geomgroup[:] = 1
+        option.geomgroup[HIDDEN] = 0
+        option.sitegroup[:] = 0
         try:
-            self._renderer = mujoco.Renderer(model, size, size)
-        except Exception as error:  # mujoco raises whatever its GL backend raised
-            raise RuntimeError(
-                'renderer="gl" needs an OpenGL library and none could be opened '
-                f"({type(error).__name__}: {error}). On Debian or Ubuntu: `apt install libosmesa6` and set "
-                "MUJOCO_GL=osmesa, or `apt install libegl1 libgl1 libgl1-mesa-dri` and set MUJOCO_GL=egl; both before "
-                'mujoco is imported. renderer="rays" needs none of this.'
-            ) from error
-        self._option = mujoco.MjvOption()
-        self._option.geomgroup[:] = 1
-        self._option.geomgroup[HIDDEN] = 0
-        self._option.sitegroup[:] = 0
+            self._canvas = gl.Canvas(model, size, options=option)
+        except RuntimeError as error:
+            raise RuntimeError(f'{error} renderer="rays" needs none of this.') from error
 
     def __call__(self, data: mujoco.MjData, camera: str, light: Light) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
         """Draw one camera: rgb uint8 [H, W, 3] and depth uint16 [H, W] in millimetres."""
@@ -245,16 +241,13 @@ class GLRenderer:
         data.light_xpos[0], data.light_xdir[0] = light.position, towards / np.linalg.norm(towards)
         # The even light is the headlight's: that of the lamp would be missing from its shadows.
         self.model.light_diffuse[0], self.model.vis.headlight.ambient[:] = light.diffuse, light.ambient
-        self._renderer.update_scene(data, camera=camera, scene_option=self._option)
-        rgb = self._renderer.render().copy()
-        self._renderer.enable_depth_rendering()
-        metres = self._renderer.render()
-        self._renderer.disable_depth_rendering()
-        return rgb, np.where(metres < FAR, metres * 1000 + 0.5, 0).astype(np.uint16)
+        rgb, metres = self._canvas.draw(data, self.model.camera(camera).id, self.size)
+        depth = np.where(metres < FAR, metres * 1000 + 0.5, 0).astype(np.uint16)
+        return np.ascontiguousarray(rgb[::-1]), np.ascontiguousarray(depth[::-1])
 
     def close(self) -> None:
-        """Give the GL context back."""
-        self._renderer.close()
+        """Give the canvas back."""
+        self._canvas.close()
 
 
 RENDERERS = {"rays": RayRenderer, "gl": GLRenderer}

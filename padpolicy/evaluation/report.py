@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 
 from padpolicy.evaluation import charts, media
-from padpolicy.evaluation.metrics import wilson
+from padpolicy.evaluation.metrics import mean_of_rates, wilson
 from padpolicy.evaluation.rollout import EpisodeResult, Film, Imagined
 
 GAP = 8  # pixels between what happens and what is imagined
 END_S = 1.0  # how long a video rests on its last frame
+MAX_FPS = 20  # of videos: of faster control loops every n-th picture is kept
+TIERS = ("easy", "medium", "hard", "very hard")  # families that are grades: in this order, and called tiers
 
 
 @dataclass
@@ -43,11 +45,28 @@ class FilmCard:
     seed: int
     instruction: str
     success: bool
+    counted: bool  # its success in the numbers; differs from `success` if it ended otherwise when filmed
     seconds: float
-    frames: list[np.ndarray]  # the video
-    imagined_s: float  # how far ahead its right half looks; 0: there is none
+    fps: float
+    pictures: list[np.ndarray]  # (H, W, 3) uint8, what happens
+    imagined: dict[int, np.ndarray]  # index of a picture -> (h, w, 3) uint8, expected from then on; empty: nothing was
+    imagined_s: float  # how far ahead these look; 0: there are none
     strip: Strip | None
     file: str = ""  # relative path of the video, once written
+
+    @property
+    def frames(self) -> list[np.ndarray]:
+        """The video: left what happens; right, where the policy imagines, what it expects, as of its latest plan."""
+        if not self.imagined:
+            frames = list(self.pictures)
+        else:
+            side, frames = len(self.pictures[0]), []
+            gap = np.full((side, GAP, 3), 20, np.uint8)
+            for i, left in enumerate(self.pictures):
+                if i in self.imagined or not i:
+                    right = media.resized(self.imagined.get(i, self.imagined[min(self.imagined)]), side, side)
+                frames.append(np.concatenate([left, gap, right], axis=1))
+        return frames + [frames[-1]] * round(END_S * self.fps)
 
 
 @dataclass
@@ -75,20 +94,39 @@ def rate(successes: Sequence[bool]) -> dict[str, Any]:
     return {"success_rate": round(k / n, 4) if n else 0.0, "ci95": [round(low, 4), round(high, 4)], "episodes": n}
 
 
-def film_card(result: EpisodeResult, dt_s: float, offsets_s: Sequence[float]) -> FilmCard:
-    """What the page shows of a filmed episode."""
+def mean_rate(groups: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The mean of the groups' success rates (see `rates`), each counting alike: {success_rate, ci95, groups}."""
+    n = [group["episodes"] for group in groups.values()]
+    if not n:
+        return {"success_rate": 0.0, "ci95": [0.0, 1.0], "groups": 0}
+    successes = [round(group["success_rate"] * group["episodes"]) for group in groups.values()]
+    mean, low, high = mean_of_rates(successes, n)
+    return {"success_rate": round(mean, 4), "ci95": [round(low, 4), round(high, 4)], "groups": len(n)}
+
+
+def film_card(result: EpisodeResult, dt_s: float, offsets_s: Sequence[float], *, counted: bool) -> FilmCard:
+    """What the page shows of a filmed episode. Of pictures more than MAX_FPS a second every n-th one is kept.
+
+    Args:  counted: its success in the numbers.
+    """
     assert result.film is not None  # only filmed episodes have a card
     film = result.film
-    seconds = result.steps * dt_s
-    frames = _video_frames(film, round(END_S / dt_s))
+    left = film.pictures or film.observed
+    every = max(1, math.ceil(1 / (dt_s * MAX_FPS) - 1e-6))
+    shown = sorted({*range(0, len(left), every), len(left) - 1})  # the last one is what the episode came to
+    pictures = [left[i] if film.pictures else media.resized(left[i], 288, 288) for i in shown]
+    imagined = {math.ceil(m.step / every): m.frames[-1] for m in film.imagined}
     return FilmCard(
         task=result.spec.task,
         family=result.family,
         seed=result.spec.seed,
         instruction=result.instruction,
         success=result.success,
-        seconds=round(seconds, 2),
-        frames=frames,
+        counted=counted,
+        seconds=round(result.steps * dt_s, 2),
+        fps=1 / (every * dt_s),
+        pictures=pictures,
+        imagined=imagined,
         imagined_s=float(offsets_s[-1]) if film.imagined else 0.0,
         strip=film_strip(film, dt_s, offsets_s),
     )
@@ -120,22 +158,6 @@ def film_strip(film: Film, dt_s: float, offsets_s: Sequence[float]) -> Strip | N
     )
 
 
-def _video_frames(film: Film, rest: int) -> list[np.ndarray]:
-    """Left what happens; right, where the policy imagines, what it expects to see, as of its latest plan."""
-    left = film.pictures or [media.resized(frame, 288, 288) for frame in film.observed]
-    frames, height = [], left[0].shape[0]
-    if film.imagined:
-        gap = np.full((height, GAP, 3), 20, np.uint8)
-        imagined = {m.step: media.resized(m.frames[-1], height, height) for m in film.imagined}
-        right = imagined[film.imagined[0].step]
-        for step, image in enumerate(left):
-            right = imagined.get(step, right)
-            frames.append(np.concatenate([image, gap, right], axis=1))
-    else:
-        frames = list(left)
-    return frames + [frames[-1]] * rest
-
-
 def write_report(out: str | Path, evaluation: Evaluation, trained: Evaluation | None = None) -> dict[str, Any]:
     """Writes results.json, videos/ and index.html into the folder `out`.
 
@@ -156,14 +178,13 @@ def write_report(out: str | Path, evaluation: Evaluation, trained: Evaluation | 
 
 
 def _write_videos(out: Path, evaluation: Evaluation, prefix: str) -> None:
-    fps = 1 / evaluation.results.get("dt_s", 0.1)
     for i, film in enumerate(evaluation.films):
         film.file = f"videos/{prefix}{i:02d}-{film.task}-{film.seed}.mp4"
-        media.write_mp4(out / film.file, film.frames, fps)
+        media.write_mp4(out / film.file, film.frames, film.fps)
 
 
 def _video_list(evaluation: Evaluation) -> list[dict[str, Any]]:
-    keys = ("file", "task", "seed", "instruction", "success", "seconds")
+    keys = ("file", "task", "seed", "instruction", "success", "counted", "seconds")
     return [{key: getattr(film, key) for key in keys} for film in evaluation.films]
 
 
@@ -171,8 +192,24 @@ def page(evaluation: Evaluation, trained: Evaluation | None = None) -> str:
     """The page as HTML text."""
     templates = media.templates(Path(__file__).parent)
     templates.filters |= {"pct": _percent, "seconds": _seconds, "words": _words, "value": _value}
+    templates.filters |= {"by_family": _by_family, "group_word": _group_word, "plural": _plural}
     curve = charts.loss_curve(*zip(*trained.losses, strict=True)) if trained is not None and trained.losses else ""
     return templates.get_template("report.html.j2").render(shipped=evaluation, trained=trained, loss_curve=curve)
+
+
+def _by_family(results: Mapping[str, Any]) -> dict[str, list[tuple[str, Mapping[str, Any]]]]:
+    """Family -> its tasks with their rates, worst first; tiers in their order, other families in that of results."""
+    families = sorted(results["families"], key=lambda family: TIERS.index(family) if family in TIERS else -1)
+    by_rate = sorted(results["tasks"].items(), key=lambda task: (task[1]["success_rate"], task[0]))
+    return {family: [task for task in by_rate if results["family_of"][task[0]] == family] for family in families}
+
+
+def _group_word(results: Mapping[str, Any]) -> str:
+    return "tier" if set(results["families"]) <= set(TIERS) else "family"
+
+
+def _plural(word: str) -> str:
+    return word[:-1] + "ies" if word.endswith("y") else word + "s"
 
 
 def _percent(share: float, digits: int = 0) -> str:

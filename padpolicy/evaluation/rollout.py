@@ -2,8 +2,12 @@
 
     round:  plan for all running episodes (one batch)  ->  each executes up to exec_steps actions  ->  take in what came
 
-Episodes are a fixed list of (task, seed), each run exactly once, whatever finishes first. Nothing of an episode depends
-on how many run beside it: scenes come from its seed, the noise of each plan from (seed, task, plan number).
+Episodes are a fixed list of (task, seed), each run exactly once, whatever finishes first. Scenes come from the seed,
+the noise of each plan from (seed, task, plan number): nothing of an episode depends on how many run beside it, but for
+the rounding of plans made in one batch.
+
+With execution=waypoint a round is PAD's (arXiv:2411.18179): a script of the environment drives to one pose of the plan,
+for a limited time, and only so many plans are made.
 """
 
 from __future__ import annotations
@@ -22,14 +26,16 @@ from padpolicy import draws
 from padpolicy.batch import collate
 from padpolicy.config import EvalConfig
 from padpolicy.control.chunking import ChunkQueue, ObservationBuffer
+from padpolicy.data.actions import ActionSpec, to_waypoints
 from padpolicy.data.letterbox import fitted
-from padpolicy.evaluation.vector import Act, Description, Reset, Step, VectorEnv
+from padpolicy.evaluation.vector import Act, Description, Drive, Reset, Step, VectorEnv
 from padpolicy.sample import Sample
 
 if TYPE_CHECKING:  # only the interface is used: any policy will do
     from padpolicy.policy import Policy
     from padpolicy.spec import PolicySpec
 
+DRIVE_LEAST, DRIVE_MOST, DRIVES = 10, 50, 20  # execution=waypoint: steps to a pose (fingers take time), and plans
 HOLD_STEPS = 2  # a watched goal counts once it has held for two steps in a row: passing by is not reaching
 
 
@@ -83,6 +89,7 @@ class EpisodeResult:
     old_goal: bool = False  # with spec.scene_of: the goal of the instruction that was *not* given came true
     steps: int = 0
     plan_ms: list[float] = field(default_factory=list)  # wall time of the batched call each plan came from
+    actions: list[np.ndarray] = field(default_factory=list)  # (n, A) each, as they were executed, plan by plan
     film: Film | None = None
 
 
@@ -123,7 +130,7 @@ def check_fit(spec: PolicySpec, env: Description, cfg: EvalConfig) -> None:
             f"{spec.renderer!r}, and their pixels differ. Choose that one (env.renderer, env.options), or collect and "
             f"train with {env.renderer!r}."
         )
-    if env.dt_s and abs(env.dt_s - spec.dt_s) > 1e-6:
+    if cfg.execution == "chunk" and env.dt_s and abs(env.dt_s - spec.dt_s) > 1e-6:
         raise ValueError(f"{where} steps every {env.dt_s:g} s, the policy's actions are {spec.dt_s:g} s apart.")
     for name in [f"rgb_{cam}" for cam in spec.cameras] + [f"depth_{cam}" for cam in spec.depth_cameras]:
         if name not in env.observation:
@@ -147,11 +154,13 @@ def check_fit(spec: PolicySpec, env: Description, cfg: EvalConfig) -> None:
 class _Run:
     """An episode while it runs: its two pieces of state, and its result so far."""
 
-    def __init__(self, index: int, spec: EpisodeSpec, policy: PolicySpec, film: Film | None):
-        self.index, self.spec, self.dt_s, self.image_size = index, spec, policy.dt_s, policy.image_size
+    def __init__(self, index: int, spec: EpisodeSpec, policy: PolicySpec, dt_s: float, film: Film | None):
+        self.index, self.spec, self.dt_s, self.image_size = index, spec, dt_s, policy.image_size
         self.buffer, self.queue = ObservationBuffer.of(policy), ChunkQueue()
         self.result = EpisodeResult(spec, film=film)
         self.held = 0
+        self.commanded: np.ndarray | None = None  # (A,) the pose that was last commanded, if the environment says so
+        self.waypoint = np.zeros(0)  # (A,) to drive to
 
     @property
     def now_s(self) -> float:
@@ -161,6 +170,7 @@ class _Run:
         """Takes in one step (or the reset)."""
         observation = fitted(step.observation, self.image_size)
         self.buffer.push(self.now_s, observation)
+        self.commanded = step.info.get("commanded_pose")
         result, film = self.result, self.result.film
         result.success |= step.success
         result.terminated, result.truncated = step.terminated, step.truncated
@@ -171,6 +181,17 @@ class _Run:
                 film.observed.append(observation[f"rgb_{film.camera}"])
             if step.picture is not None:
                 film.pictures.append(step.picture)
+
+    def aim(self, policy: PolicySpec, chunk_TA: np.ndarray, exec_steps: int) -> None:
+        """Makes the pose `exec_steps` ahead the next one to drive to. Raises ValueError where no pose follows."""
+        spec = ActionSpec.from_dict(policy.action)
+        if spec.kind != "absolute" and self.commanded is None:
+            raise ValueError(
+                f"execution=waypoint: the policy's actions are {spec.kind!r}, and the environment does not say from "
+                "which pose they count (info['commanded_pose']); use execution=chunk, or train on absolute poses."
+            )
+        anchor_A = np.zeros(spec.dim) if self.commanded is None else self.commanded
+        self.waypoint = to_waypoints(chunk_TA, anchor_A, spec)[exec_steps - 1]
 
     def due(self, steps: int) -> np.ndarray:
         """The actions (n <= steps, A) of the next `steps` steps; fewer when the plan ends."""
@@ -191,11 +212,13 @@ def run_episodes(
     """Runs every episode once and returns the results in the order of `episodes`.
 
     Args:    films: indices of episodes whose pictures and imagined futures are kept.
-             open_loop: plays these actions to their end instead of asking the policy.
+             open_loop: plays these actions to their end instead of asking the policy, which is only asked what it
+                 imagines, where that is filmed.
     Raises:  ValueError for a task that the environment does not know, or a plan that is not finite.
     """
     spec = policy.spec
     camera = next(iter([*spec.future_cameras, *spec.cameras]), "")
+    dt_s = envs.description.dt_s or spec.dt_s
     waiting = deque(enumerate(episodes))
     running: dict[int, _Run] = {}
     results: dict[int, EpisodeResult] = {}
@@ -204,15 +227,20 @@ def run_episodes(
         for slot, (index, episode) in zip(
             free, [waiting.popleft() for _ in range(min(len(free), len(waiting)))], strict=False
         ):
-            running[slot] = _Run(index, episode, spec, Film(camera) if index in films else None)
+            running[slot] = _Run(index, episode, spec, dt_s, Film(camera) if index in films else None)
         _reset(envs, {slot: run for slot, run in running.items() if not len(run.buffer)}, open_loop)
 
-        commands: dict[int, Act] = {}
+        commands: dict[int, Act | Drive] = {}
         if open_loop is None:
             _plan(policy, cfg, list(running.values()))
+        if cfg.imagine:
+            _imagine(policy, cfg, list(running.values()))
         for slot, run in running.items():
-            actions = run.due(cfg.exec_steps)
             watch = [run.spec.scene_of] if run.spec.scene_of else []
+            if cfg.execution == "waypoint" and open_loop is None:
+                commands[slot] = Drive(run.waypoint, DRIVE_LEAST, DRIVE_MOST, watch, run.result.film is not None)
+                continue
+            actions = run.due(cfg.exec_steps)
             low, high = envs.description.action_low, envs.description.action_high
             commands[slot] = Act(
                 np.clip(actions, low, high) if len(actions) else actions,
@@ -221,10 +249,13 @@ def run_episodes(
             )
         for slot, steps in envs.run(dict(commands)).items():
             run = running[slot]
+            run.result.actions.append(np.array([step.action for step in steps]))
             for step in steps:
                 run.result.steps += 1
                 run.fold(step)
             played_out = open_loop is not None and not run.queue.remaining(run.now_s)
+            if cfg.execution == "waypoint" and len(run.result.plan_ms) == DRIVES:
+                run.result.truncated |= not run.result.terminated
             if run.result.terminated or run.result.truncated or played_out:
                 results[run.index] = run.result
                 del running[slot]
@@ -263,26 +294,36 @@ def plan_noise(policy: Policy, episode: EpisodeSpec, plan: int, temperature: flo
 
 
 def _plan(policy: Policy, cfg: EvalConfig, runs: list[_Run]) -> None:
-    """One batched plan for all running episodes; an imagined future for those that are filmed."""
+    """One batched plan for all running episodes."""
     spec = policy.spec
     samples = [run.buffer.sample(spec, run.result.instruction, spec.robot, run.index) for run in runs]
     noise = [plan_noise(policy, run.spec, len(run.result.plan_ms), cfg.temperature) for run in runs]
     start = time.perf_counter()
     chunk_BTA = predict_actions(policy, cfg, samples, noise)
     elapsed_ms = (time.perf_counter() - start) * 1e3
-    for run, sample, chunk_TA, own_noise in zip(runs, samples, chunk_BTA, noise, strict=True):
+    for run, chunk_TA in zip(runs, chunk_BTA, strict=True):
         if not np.isfinite(chunk_TA).all():
             raise ValueError(
                 f"the policy planned actions that are not finite (task {run.spec.task!r}, seed {run.spec.seed}, "
                 f"step {run.result.steps}). Its weights or statistics are broken."
             )
-        if run.result.film is not None and run.result.film.camera in spec.future_cameras and cfg.imagine:
-            frames = imagine(
-                policy, cfg, sample, own_noise, run.result.film.camera, seed=run.spec.seed + run.result.steps
-            )
-            run.result.film.imagined.append(Imagined(run.result.steps, frames))
-        run.queue.put(run.now_s, spec.dt_s, chunk_TA)
+        if cfg.execution == "waypoint":
+            run.aim(spec, chunk_TA, cfg.exec_steps)
+        else:
+            run.queue.put(run.now_s, spec.dt_s, chunk_TA)
         run.result.plan_ms.append(elapsed_ms)
+
+
+def _imagine(policy: Policy, cfg: EvalConfig, runs: list[_Run]) -> None:
+    """What is expected now, of the episodes that are filmed, from the noise of their plan."""
+    spec = policy.spec
+    for run in runs:
+        film, steps = run.result.film, run.result.steps
+        if film is not None and film.camera in spec.future_cameras:
+            sample = run.buffer.sample(spec, run.result.instruction, spec.robot, run.index)
+            noise = plan_noise(policy, run.spec, len(film.imagined), cfg.temperature)
+            frames = imagine(policy, cfg, sample, noise, film.camera, seed=run.spec.seed + steps)
+            film.imagined.append(Imagined(steps, frames))
 
 
 def predict_actions(

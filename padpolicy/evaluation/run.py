@@ -24,7 +24,7 @@ from padpolicy.device import pick_device
 from padpolicy.evaluation import episodes as lists
 from padpolicy.evaluation import floors
 from padpolicy.evaluation.metrics import summarise_ms
-from padpolicy.evaluation.report import Evaluation, film_card, rate, rates, write_report
+from padpolicy.evaluation.report import Evaluation, FilmCard, film_card, mean_rate, rate, rates, write_report
 from padpolicy.evaluation.rollout import (
     EpisodeResult,
     EpisodeSpec,
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from padpolicy.policy import Policy
 
 WARM_UP, LATENCY_PLANS = 2, 30
+FILMED_AT_ONCE = 4  # episodes whose every picture is in memory
 PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "diffusers", "open_clip_torch", "zarr")
 
 
@@ -67,7 +68,8 @@ def run_evaluation(cfg: EvalConfig, policy: Policy | None = None, progress: Prog
     """Runs an evaluation without writing anything.
 
     Args:    policy: evaluated instead of loading `cfg.checkpoint`.
-             progress: called after every episode with (done, total, its result).
+             progress: called after every episode with (done, total, its result). The episodes that are filmed are run
+              twice, and counted so here, because only then is it known which are worth a look.
     Raises:  ValueError where policy and environment do not fit, or a setting cannot be used.
     """
     started = time.perf_counter()
@@ -93,13 +95,18 @@ def run_evaluation(cfg: EvalConfig, policy: Policy | None = None, progress: Prog
         check_fit(policy.spec, envs.description, cfg)
         episodes = lists.episode_list(cfg, envs.description)
         switched = lists.other_instructions(envs, episodes) if cfg.other_instruction else []
-        films = lists.spread(len(episodes), cfg.videos)
         # One run over both lists, so that no environment waits at the end of the first.
         both = [*episodes, *switched]
-        done = run_episodes(acting, envs, cfg, both, films=films, open_loop=open_loop, progress=progress)
+        total = len(both) + min(cfg.videos, len(episodes))
+        done = run_episodes(acting, envs, cfg, both, open_loop=open_loop, progress=_part(progress, 0, total))
         latency = {} if open_loop is not None else measure_latency(acting, envs, cfg, episodes[0])
+        counted = [done[i] for i in lists.to_film(done[: len(episodes)], cfg.videos)]
+        looks = dataclasses.replace(cfg, imagine=cfg.imagine and open_loop is None)
+        cards = _film(acting, envs, looks, counted, _part(progress, len(both), total))
+        protocol = lists.protocol_of(cfg, envs.description)
 
     results = _results(cfg, done[: len(episodes)], latency)
+    results["protocol"] = protocol
     results["episode_list_sha256"] = lists.checksum(episodes)
     if switched:
         results["other_instruction"] = {
@@ -115,16 +122,49 @@ def run_evaluation(cfg: EvalConfig, policy: Policy | None = None, progress: Prog
     results["dt_s"] = policy.spec.dt_s
     results["future_offsets_s"] = list(policy.spec.future_offsets_s)
     results["seconds"] = round(time.perf_counter() - started, 1)
-    cards = [film_card(done[i], policy.spec.dt_s, policy.spec.future_offsets_s) for i in films]
     return Evaluation(results, cards)
 
 
+def _film(
+    policy: Policy, envs: VectorEnv, cfg: EvalConfig, counted: Sequence[EpisodeResult], progress: Progress | None
+) -> list[FilmCard]:
+    """Films episodes that were run before, few at a time, by executing the same actions in the same scenes.
+
+    Planned anew, they could end otherwise: how a plan is rounded depends on the others in its batch.
+    """
+    cards: list[FilmCard] = []
+    actions = {result.spec: np.concatenate(result.actions) for result in counted}
+    for start in range(0, len(counted), FILMED_AT_ONCE):
+        part = counted[start : start + FILMED_AT_ONCE]
+        filmed = run_episodes(
+            policy,
+            envs,
+            cfg,
+            [result.spec for result in part],
+            films=range(len(part)),
+            open_loop=lambda spec, _: actions[spec],
+            progress=_part(progress, start, len(counted)),
+        )
+        for before, result in zip(part, filmed, strict=True):
+            cards.append(film_card(result, policy.spec.dt_s, policy.spec.future_offsets_s, counted=before.success))
+    return cards
+
+
+def _part(progress: Progress | None, before: int, total: int) -> Progress | None:
+    """`progress` for a part of the work, begun when `before` of `total` episodes were done."""
+    return None if progress is None else lambda done, _, result: progress(before + done, total, result)
+
+
 def _results(cfg: EvalConfig, done: Sequence[EpisodeResult], latency: dict[str, Any]) -> dict[str, Any]:
+    tasks, families = rates(done, "task"), rates(done, "family")
     return {
         **rate([r.success for r in done]),
+        "mean_by_task": mean_rate(tasks),
+        "mean_by_family": mean_rate(families),
         "seed": cfg.seed,
-        "tasks": rates(done, "task"),
-        "families": rates(done, "family"),
+        "tasks": tasks,
+        "families": families,
+        "family_of": {r.spec.task: r.family for r in done},
         "outcomes": outcomes(done),
         "latency_ms": {"p50": None, "p95": None, **latency},
         "batched_plan_ms": summarise_ms([ms for r in done for ms in r.plan_ms]),

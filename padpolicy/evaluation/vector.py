@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib
 import multiprocessing
 import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
@@ -31,6 +32,7 @@ class Description:
     action_high: np.ndarray
     renderer: str  # "" if the environment does not say
     dt_s: float  # seconds per step; 0 if the environment does not say
+    max_steps: int  # of an episode; 0 if the environment does not say, or has several
     tasks: dict[str, Task]  # what can be asked for; empty if neither its module nor its package exports TASKS
 
 
@@ -62,10 +64,22 @@ class Act:
 
 
 @dataclass
+class Drive:
+    """Command: let the environment's own script, `towards`, bring the hand to a pose; stops there, or as `Act` does."""
+
+    waypoint: np.ndarray  # (A,) absolute, SI units, the gripper as commanded
+    least: int  # steps, also where it is there already: fingers take time
+    most: int
+    watch: list[str] = field(default_factory=list)
+    picture: bool = False
+
+
+@dataclass
 class Step:
     """What came after one action, or after a reset."""
 
     observation: dict[str, Any]
+    action: np.ndarray | None = None  # (A,) that led here
     terminated: bool = False
     truncated: bool = False
     success: bool = False
@@ -73,6 +87,9 @@ class Step:
     watched: dict[str, bool] = field(default_factory=dict)
     tasks_in_scene: tuple[str, ...] = ()  # after a reset, if the environment says so
     picture: np.ndarray | None = None  # (H, W, 3) uint8
+
+
+Command = Reset | Act | Drive
 
 
 class _Environments:
@@ -91,13 +108,14 @@ class _Environments:
             action_high=env.action_space.high,
             renderer=str(getattr(env.unwrapped, "renderer", "") or ""),
             dt_s=1.0 / env.metadata["render_fps"] if env.metadata.get("render_fps") else 0.0,
+            max_steps=int(getattr(env.unwrapped, "step_limit", 0) or 0),
             tasks=_tasks(env),
         )
 
-    def run(self, commands: dict[int, Reset | Act]) -> dict[int, list[Step]]:
+    def run(self, commands: dict[int, Command]) -> dict[int, list[Step]]:
         return {slot: self._one(self.envs[slot], command) for slot, command in commands.items()}
 
-    def _one(self, env: Any, command: Reset | Act) -> list[Step]:
+    def _one(self, env: Any, command: Command) -> list[Step]:
         if isinstance(command, Reset):
             observation, info = env.reset(seed=command.seed, options=command.options)
             names = getattr(env.unwrapped, "tasks_in_scene", None)
@@ -105,12 +123,13 @@ class _Environments:
             picture = env.render() if command.picture else None
             return [Step(observation, info=_plain(info), tasks_in_scene=scene, picture=picture)]
         steps = []
-        for action in command.actions:
+        for action in command.actions if isinstance(command, Act) else _towards(env, command):
             observation, _, terminated, truncated, info = env.step(action)
             watched = {task: bool(env.unwrapped.succeeded(task)) for task in command.watch}
             steps.append(
                 Step(
                     observation,
+                    action=action,
                     terminated=bool(terminated),
                     truncated=bool(truncated),
                     success=bool(info.get("success", False)),
@@ -126,6 +145,21 @@ class _Environments:
     def close(self) -> None:
         for env in self.envs.values():
             env.close()
+
+
+def _towards(env: Any, command: Drive) -> Iterator[np.ndarray]:
+    """The actions of the environment's script, one after another; each sees what the one before has done."""
+    script = getattr(env.unwrapped, "towards", None)
+    if script is None:
+        raise ValueError(
+            f"environment {env.spec.id} has no script that drives to a pose (`towards`), which execution=waypoint "
+            "needs; use execution=chunk."
+        )
+    for step in range(command.most):
+        action, there = script(command.waypoint)
+        if there and step >= command.least:
+            return
+        yield action
 
 
 def _make(cfg: EnvConfig) -> Any:
@@ -162,7 +196,8 @@ def _tasks(env: Any) -> dict[str, Task]:
 
 def _plain(info: dict[str, Any]) -> dict[str, Any]:
     """What of `info` is worth a trip through a pipe."""
-    return {k: v for k, v in info.items() if isinstance(v, (str, bool, int, float, np.generic, list, tuple))}
+    kinds = (str, bool, int, float, np.generic, list, tuple)
+    return {k: v for k, v in info.items() if isinstance(v, kinds) or (isinstance(v, np.ndarray) and v.ndim == 1)}
 
 
 def _serve(pipe: Connection, cfg: EnvConfig, slots: list[int]) -> None:
@@ -219,14 +254,14 @@ class VectorEnv:
             self.close()
             raise
 
-    def run(self, commands: dict[int, Reset | Act]) -> dict[int, list[Step]]:
+    def run(self, commands: dict[int, Command]) -> dict[int, list[Step]]:
         """Carries out one command per slot, all workers at once: one Step per executed action, or one of the reset.
 
         Raises:  ValueError for what the environment refuses (an unknown task); RuntimeError if a worker died.
         """
         if self._local is not None:
             return self._local.run(commands)
-        shares: dict[int, dict[int, Reset | Act]] = {}
+        shares: dict[int, dict[int, Command]] = {}
         for slot, command in commands.items():
             shares.setdefault(self._worker_of[slot], {})[slot] = command
         for worker, share in shares.items():

@@ -40,6 +40,10 @@ def test_results_json_keeps_its_contract(written):
     assert set(results["tasks"]) == {"left", "right"}  # "stay" is held out
     assert results["outcomes"]["left"] == [1, 1, 1] and set(results["outcomes"]) == {"left", "right"}
     assert results["families"] == {"go": rate([True] * 6)}
+    assert results["family_of"] == {"left": "go", "right": "go"}
+    assert results["mean_by_task"] == {"success_rate": 1.0, "ci95": [0.6097, 1.0], "groups": 2}
+    assert results["mean_by_family"] == {"success_rate": 1.0, "ci95": [0.6097, 1.0], "groups": 1}
+    assert results["protocol"]["name"] == "fakes:Fake-v0, random goals, chunk execution"
     assert 0 < results["latency_ms"]["p50"] <= results["latency_ms"]["p95"]
     assert re.fullmatch(r"[0-9a-f]{64}", results["episode_list_sha256"])
     assert results["settings"]["exec_steps"] == 4 and results["versions"]["torch"]

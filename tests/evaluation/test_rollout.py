@@ -1,15 +1,27 @@
 """Laws of the closed loop, on a tiny environment and a tiny policy."""
 
+import dataclasses
+
 import fakes
 import numpy as np
 import pytest
+import torch
 
 from padpolicy.config import EnvConfig, EvalConfig
 from padpolicy.control.chunking import ChunkQueue
 from padpolicy.data.store import Episode, Store, StoreSpec
 from padpolicy.evaluation import episodes as lists
 from padpolicy.evaluation.floors import replay, without_images, without_text
-from padpolicy.evaluation.rollout import EpisodeSpec, check_fit, needed_cameras, plan_noise, run_episodes
+from padpolicy.evaluation.rollout import (
+    DRIVE_LEAST,
+    DRIVE_MOST,
+    DRIVES,
+    EpisodeSpec,
+    check_fit,
+    needed_cameras,
+    plan_noise,
+    run_episodes,
+)
 from padpolicy.evaluation.vector import Act, Reset, VectorEnv
 
 ENV = EnvConfig(id="fakes:Fake-v0", robot="fake", renderer="rays", cameras=["front"])
@@ -184,8 +196,8 @@ def test_pictures_are_letterboxed_to_the_size_of_training():
             seen.append((obs.fields["obs.rgb_front"].shape[2:], obs.fields["obs.depth_front"].shape[2:]))
             return super().predict(obs, **options)
 
-    rollout(Looker(image_size=24), config(), EPISODES[:1])
-    assert set(seen) == {((24, 24, 3), (24, 24))}
+    rollout(Looker(image_size=12), config(), EPISODES[:1])
+    assert set(seen) == {((12, 12, 3), (12, 12))}
 
 
 def test_a_policy_may_look_back_over_the_whole_episode():
@@ -214,6 +226,7 @@ def test_filming_changes_nothing():
         ({"cameras": ["front", "side"]}, {}, "looks through camera side, but environment fakes:Fake-v0 has front"),
         ({"renderer": "egl"}, {}, "drawn by renderer 'rays', the policy learned from pictures drawn by 'egl'"),
         ({"proprio_dim": 7}, {}, r"proprio has shape \(1,\), the policy expects \(7,\)"),
+        ({"image_size": 32}, {}, "rgb_front is 16 x 16 pixels, the policy looks at 32. Draw larger ones"),
         ({"dt_s": 0.05}, {}, "steps every 0.1 s, the policy's actions are 0.05 s apart"),
         ({"chunk_steps": 2}, {}, "exec_steps=4: expected 1 to 2"),
         ({"action": {"kind": "relative_to_chunk_start", "names": ["dx"], "dt_s": 0.1}}, {}, "relative to the start of"),
@@ -226,6 +239,43 @@ def test_filming_changes_nothing():
 def test_what_does_not_fit_is_said(changes, env, message):
     with pytest.raises(ValueError, match=message):
         rollout(fakes.FakePolicy(**changes), config(env=EnvConfig(**{**vars(ENV), **env})), EPISODES[:1])
+
+
+class Poser(fakes.FakePolicy):
+    """Says where to be: at the goal of its words, or where it was told to point."""
+
+    def __init__(self, point=None, **changes):
+        super().__init__(noise=0.0, **{"action": {"kind": "absolute", "names": ["x"], "dt_s": 0.1}, **changes})
+        self.point = point
+
+    def predict(self, obs, **options):
+        prediction = super().predict(obs, **options)
+        x = 0.6 * prediction.action if self.point is None else torch.full_like(prediction.action, self.point)
+        x[:, 1:] = 9.0  # the first pose counts, no later one
+        return dataclasses.replace(prediction, action=x)
+
+
+WAYPOINT = {"execution": "waypoint", "exec_steps": 1}
+
+
+def test_waypoint_execution_drives_to_the_first_pose_of_each_plan():
+    results = rollout(Poser(), config(**WAYPOINT), EPISODES)
+    assert all(r.success and len(r.plan_ms) == 1 for r in results)
+    acted = np.concatenate(results[0].actions)
+    assert len(acted) == results[0].steps and set(acted.ravel()) == {-1.0}  # "left", at full speed
+
+
+def test_waypoint_execution_ends_after_twenty_plans_of_ten_to_fifty_steps():
+    patient = dataclasses.replace(ENV, options={"limit": 2000})
+    for point, steps in ((0.0, DRIVE_LEAST), (5.0, DRIVE_MOST)):  # is there soon, or never
+        (result,) = rollout(Poser(point), config(env=patient, **WAYPOINT), [EpisodeSpec("stay", 0)])
+        assert len(result.plan_ms) == len(result.actions) == DRIVES and result.truncated and not result.terminated
+        assert {len(drive) for drive in result.actions[1:]} == {steps}
+
+
+def test_waypoint_execution_turns_deltas_into_poses_only_where_it_knows_from_where():
+    with pytest.raises(ValueError, match="does not say from which pose they count"):
+        rollout(fakes.FakePolicy(), config(**WAYPOINT), EPISODES[:1])
 
 
 @pytest.mark.parametrize("workers", [0, 1])
