@@ -86,7 +86,7 @@ def pictures(frames: Path, source: str, split: str, views: tuple[str, str]) -> t
 
 
 def metaworld_sentence(task: str) -> str:
-    return task.removesuffix("-v3").replace("-", " ")
+    return task.replace("-", " ")
 
 
 def augment(images: np.ndarray, rng: np.random.Generator) -> Tensor:
