@@ -20,6 +20,7 @@ that was begun under other settings than the file has now is refused. What stand
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import shlex
@@ -35,6 +36,7 @@ import numpy as np
 
 from padpolicy import config
 from padpolicy.config import MISSING, ConfigError
+from padpolicy.evaluation.episodes import protocol_differences
 from padpolicy.evaluation.metrics import paired_difference, wilson
 
 
@@ -115,13 +117,15 @@ class Runner:
         return [f"{prefix}threads={self.threads}"] if self.threads else []
 
     def asked(self, cell: Cell) -> dict[str, Any]:
-        """All that the cell's numbers depend on, but for the seed and the stores."""
+        """All that the cell's numbers depend on, but for the seed: its settings and those of arms it builds on."""
         arm = self.study.arms[cell.arm]
         evaluate = self.study.evaluate + arm.evaluate
         if arm.policy:
-            return {"policy": arm.policy, "evaluate": evaluate}
+            return {"policy": self.asked(dataclasses.replace(cell, arm=arm.policy)), "evaluate": evaluate}
+        init = self.asked(dataclasses.replace(cell, arm=arm.init)) if arm.init else ""
         train = self.study.common + arm.train
-        return {"updates": self.study.updates, "train": train, "init": arm.init, "evaluate": evaluate}
+        data = self.study.data
+        return {"data": data, "updates": self.study.updates, "train": train, "init": init, "evaluate": evaluate}
 
     def check(self, cells: list[Cell]) -> None:
         """Composes every command and compares what stands in the folder with the file, before anything is run.
@@ -261,12 +265,18 @@ def training_seconds(run: Path) -> float | None:
 def summarise(study: Study, runner: Runner, cells: list[Cell]) -> dict[str, Any]:
     """The numbers of all cells that are done.
 
-    Raises:  ConfigError if two of them were evaluated on other scenes.
+    Raises:  ConfigError if two of them were evaluated on other scenes, or under other protocols.
     """
     found = {name: {c.seed: r for c in cells if c.arm == name and (r := results_of(c))} for name in study.arms}
     every = [results for by_seed in found.values() for results in by_seed.values()]
     if len({results["episode_list_sha256"] for results in every}) > 1:
         raise ConfigError("the cells were evaluated on different scenes: tasks, episodes_per_task and seed of all arms")
+    for results in every[1:]:
+        differs = protocol_differences(every[0].get("protocol", {}), results.get("protocol", {}), but=["exec_steps"])
+        if differs:
+            raise ConfigError(
+                f"the cells were evaluated under different protocols ({'; '.join(differs)}): not one table"
+            )
 
     def outcomes(name: str, seeds: list[int]) -> np.ndarray:
         """(seeds, scenes) of 0 and 1; scenes in one order for all arms."""

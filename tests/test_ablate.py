@@ -78,7 +78,13 @@ def test_a_study_that_was_killed_goes_on_and_runs_nothing_twice(tmp_path, monkey
     assert capfd.readouterr().out == ""
 
 
-def finished(path: Path, out: Path, outcomes: dict[tuple[str, int], dict[str, list[int]]], scenes: str = "s") -> None:
+def finished(
+    path: Path,
+    out: Path,
+    outcomes: dict[tuple[str, int], dict[str, list[int]]],
+    scenes: str = "s",
+    protocol: dict | None = None,
+) -> None:
     """Cells whose evaluations found `outcomes`, each after a training of 10 s."""
     runner = ablate.Runner(ablate.load_study(path), out, 0)
     for (arm, seed), found in outcomes.items():
@@ -89,6 +95,7 @@ def finished(path: Path, out: Path, outcomes: dict[tuple[str, int], dict[str, li
         (run / "metrics.jsonl").write_text('{"kind": "train", "step": 50, "samples_per_s": 8.0}\n')
         (run / "config.json").write_text('{"training": {"steps": 20, "batch_size": 4}}')
         results = {"outcomes": found, "seed": 7, "commit": "c", "episode_list_sha256": scenes}
+        results["protocol"] = protocol or {}
         (run.parent / "results.json").write_text(json.dumps(results))
 
 
@@ -167,6 +174,29 @@ def test_cells_of_different_scenes_are_not_compared(tmp_path, monkeypatch):
     finished(path, out, {("often", 3): {"t": [0, 1]}}, scenes="others")
     with pytest.raises(ConfigError, match="on different scenes"):
         run(monkeypatch, path, "--out", out, "--table")
+
+
+def test_other_protocols_make_no_table_but_executed_steps_may_differ(tmp_path, monkeypatch):
+    path = study_file(tmp_path)
+    for out, changes in (("a", {"exec_steps": 1}), ("b", {"goals": "fixed"})):
+        finished(path, tmp_path / out, {("base", 3): {"t": [0, 1]}}, protocol={"goals": "random", "exec_steps": 2})
+        protocol = {"goals": "random", "exec_steps": 2} | changes
+        finished(path, tmp_path / out, {("often", 3): {"t": [0, 1]}}, protocol=protocol)
+    run(monkeypatch, path, "--out", tmp_path / "a", "--table")
+    with pytest.raises(ConfigError, match="different protocols .goals: random, fixed"):
+        run(monkeypatch, path, "--out", tmp_path / "b", "--table")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("common: [experiment=tiny]", "common: [experiment=tiny, training.lr=1]"), ("why", "data")]
+)
+def test_an_arm_that_builds_on_another_is_refused_when_that_one_changed(tmp_path, monkeypatch, old, new):
+    """Its policy would be paired with another one's."""
+    path, out = study_file(tmp_path), tmp_path / "out"
+    finished(path, out, {("often", 3): {"t": [0, 1]}})  # the cell of `base` was deleted
+    text = STUDY.replace(old, new) if old != "why" else STUDY + "data: {more: [env=tabletop]}\n"
+    with pytest.raises(ConfigError, match="often-3.cell.json says that this was begun with"):
+        run(monkeypatch, study_file(tmp_path, text), "--out", out, "--table")
 
 
 def test_seeds_come_before_arms_and_commands_differ_only_where_they_should(tmp_path):

@@ -26,7 +26,8 @@ def test_every_experiment_composes(name: str) -> None:
 
 @pytest.mark.parametrize(("group", "name"), [(g, n) for g, names in config.groups().items() for n in names])
 def test_every_group_file_composes(group: str, name: str) -> None:
-    verb, given = ("deploy", ["out=x"]) if group == "robot" else ("train", TRAIN)
+    verbs = {"robot": ("deploy", ["out=x"]), "protocol": ("eval", ["out=x", "checkpoint=x"])}
+    verb, given = verbs.get(group, ("train", TRAIN))
     config.load(verb, [*given, f"{group}={name}"])
 
 

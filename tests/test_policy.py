@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from small import ACTION, CHUNK, batch_of, robot_sample, small_policy, video_sample
+from small import ACTION, CHUNK, SIZE, batch_of, robot_sample, small_policy, video_sample
 
 from padpolicy.diffusion.guidance import Guidance
 from padpolicy.diffusion.sampler import euler
@@ -314,6 +314,30 @@ def test_an_unknown_robot_is_an_error_and_not_a_guess():
     sample.robot = "another arm"
     with pytest.raises(ValueError, match="another arm"):
         small_policy().predict(batch_of(sample))
+
+
+def test_a_stem_that_sees_depth_sees_every_valid_pixel_of_it_and_nothing_of_what_is_absent():
+    policy, noise = small_policy(model={"eyes": "stem", "stem_depth": True}), joint_noise(1)["action"]
+
+    def acts(**changes):
+        batch = batch_of(robot_sample(0))
+        batch.fields["obs.depth_front"] = torch.full((1, 1, SIZE, SIZE), 500, dtype=torch.int16)
+        change, there = changes.get("pixel"), changes.get("there", True)
+        if change is not None:
+            batch.fields["obs.depth_front"][0, 0, 3, 5] = change
+        batch.fields["obs.depth_front"] = batch.fields["obs.depth_front"].view(torch.uint16)
+        batch.has["obs.depth_front"] = torch.tensor([there])
+        return policy.predict(batch, noise={"action": noise}).action
+
+    plain = acts()
+    assert not torch.equal(plain, acts(pixel=510)), "a centimetre in one pixel"
+    assert not torch.equal(plain, acts(pixel=0)), "an invalid pixel is not one at the mean depth, 500 mm"
+    assert torch.equal(acts(pixel=900), acts(pixel=20000)), "far away is far away"
+    assert torch.equal(acts(there=False), acts(pixel=510, there=False))
+    assert not torch.equal(plain, acts(there=False))
+    observed = policy.fields.observed(batch_of(robot_sample(0)))
+    assert observed.pixels["front"].shape == (1, 1, SIZE, SIZE, 5) and not observed.depth
+    assert not observed.pixels["wrist"][..., 3:].any(), "this camera has no depth"
 
 
 @pytest.mark.parametrize("eyes", ["latents", "stem"])

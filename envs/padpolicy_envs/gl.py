@@ -6,6 +6,8 @@ import atexit
 import ctypes
 import importlib
 import os
+import subprocess
+import sys
 from typing import Any
 
 import mujoco
@@ -34,10 +36,12 @@ def open_context(wanted: str = "gl") -> str:
         return _context[0]
     asked = os.environ.get("MUJOCO_GL", "").lower() if wanted == "gl" else wanted
     candidates = [asked] if asked in BACKENDS else [name for name in BACKENDS if _installed(name)]
+    if len(candidates) > 1:  # a process can try one only
+        candidates = [name for name in candidates if _works(name)]
     if not candidates:
         raise RuntimeError(_advice("No OpenGL library for drawing off-screen was found."))
     backend = candidates[0]
-    # MuJoCo's renderer and PyOpenGL both read these when the context is made.
+    # MuJoCo's renderer and PyOpenGL both read these when the context is made; children open the same one.
     os.environ["MUJOCO_GL"], os.environ["PYOPENGL_PLATFORM"] = backend, backend
     try:
         context = importlib.import_module(f"mujoco.{backend}").GLContext(1, 1)
@@ -103,6 +107,11 @@ def _installed(backend: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def _works(backend: str) -> bool:
+    code = f"from padpolicy_envs import gl; gl.open_context({backend!r})"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60).returncode == 0
 
 
 def _advice(what: str) -> str:

@@ -14,6 +14,7 @@ import importlib
 import multiprocessing
 import os
 import threading
+import warnings
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -32,6 +33,7 @@ from padpolicy.data.store import Episode, Store, StoreError, StoreSpec
 Progress = Callable[[int, int, str], None]  # (episodes done, episodes in all, a few words)
 NOISE = 0.3  # of a disturbed episode: share of the largest action that is added, in stretches
 ATTEMPTS = 20  # scenes tried for one episode before it is given up
+FAILURES = 2  # of them kept per episode
 FIRST_SCENE = 2**30  # scene seeds of demonstrations lie above those that people and evaluations choose
 BLOCK = 10  # episodes of a task in a row
 _AHEAD = 4  # episodes in flight per worker
@@ -103,10 +105,11 @@ def collect(cfg: CollectConfig, progress: Progress | None = None) -> Path:
     with ExitStack() as stack:
         store = stack.enter_context(_open_store(path, cfg, known, tasks))
         failures = stack.enter_context(_open_failures(path, store)) if cfg.keep_failures else None
+        given_up: list[Job] = []
         there = set(map(str, store.meta["episode_id"]))
         kept = set(map(str, failures.meta["episode_id"])) if failures else set()
         missing = [job for job in jobs if job.id not in there]  # one that was given up fails again: scenes are fixed
-        done, failed, given_up = len(jobs) - len(missing), 0, 0
+        done, failed = len(jobs) - len(missing), 0
         if progress:
             progress(done, len(jobs), "")
         for job, attempts in _record_all(cfg, missing):
@@ -115,15 +118,22 @@ def collect(cfg: CollectConfig, progress: Progress | None = None) -> Path:
             for episode in attempts:
                 if episode.success:
                     store.append(episode)
-                elif failures is not None and episode.id not in kept:
+                elif failures is not None and episode.arrays and episode.id not in kept:
                     failures.append(episode)
-            given_up += not attempts[-1].success
+            if not attempts[-1].success:
+                given_up.append(job)
             if progress:
                 words = f"{job.task}  {failed} scenes failed and were replaced"
-                progress(done, len(jobs), words + f", {given_up} given up" * bool(given_up))
+                progress(done, len(jobs), words + f", {len(given_up)} given up" * bool(given_up))
         if store.n_episodes == 0:
             raise StoreError(
                 f"{path}: the expert failed in each of {ATTEMPTS} scenes of every task; nothing was recorded."
+            )
+        if given_up:
+            warnings.warn(
+                f"{path}: {len(given_up)} episodes are missing, because the expert failed in each of {ATTEMPTS} scenes: "
+                f"{', '.join(job.id for job in given_up[:5])}{', …' * (len(given_up) > 5)}. Was env.max_steps too small?",
+                stacklevel=2,
             )
     return path
 
@@ -193,17 +203,9 @@ def _settings(cfg: CollectConfig, tasks: list[str]) -> dict[str, Any]:
 def _open_store(path: Path, cfg: CollectConfig, known: KnownEnv, tasks: list[str]) -> Store:
     settings = _settings(cfg, tasks)
     if path.exists():
-        store = Store.open(path, "a")
-        before = store.attrs.get("collect", {})
-        changed = [
-            f"{name}={before.get(name)!r}, now {settings[name]!r}"
-            for name in settings
-            if before.get(name) != settings[name]
-        ]
-        if changed:
-            store.close()
-            raise StoreError(f"{path} was collected with {'; '.join(changed)}. Use the same settings, or another out.")
-        return store
+        return _continued(path, settings)
+    if cfg.keep_failures and (failures := failures_path(path)).exists():
+        raise StoreError(f"{failures} holds what failed beside a store that is gone. Remove it, or use another out.")
     env = _make_env(cfg)
     try:
         env.reset(seed=0, options={"task": tasks[0]})
@@ -235,10 +237,22 @@ def _open_store(path: Path, cfg: CollectConfig, known: KnownEnv, tasks: list[str
     return Store.create(path, spec)
 
 
+def _continued(path: Path, settings: dict[str, Any]) -> Store:
+    """A store that is there, for more of the same. Raises StoreError naming what is not the same."""
+    store = Store.open(path, "a")
+    before = dict(store.attrs.get("collect", {}))
+    before["env"] = {"options": {}} | before.get("env", {})  # older ones had none
+    changed = [f"{n}={before.get(n)!r}, now {settings[n]!r}" for n in settings if before.get(n) != settings[n]]
+    if changed:
+        store.close()
+        raise StoreError(f"{path} was collected with {'; '.join(changed)}. Use the same settings, or another out.")
+    return store
+
+
 def _open_failures(path: Path, store: Store) -> Store:
     """The store of failed attempts beside a store, with the same fields and tasks."""
     where = failures_path(path)
-    return Store.open(where, "a") if where.exists() else Store.create(where, store.spec)
+    return _continued(where, store.attrs["collect"]) if where.exists() else Store.create(where, store.spec)
 
 
 def _record_all(cfg: CollectConfig, jobs: list[Job]) -> Iterator[tuple[Job, list[Episode]]]:
@@ -296,7 +310,7 @@ def _close_env() -> None:
 def _record(cfg: CollectConfig, job: Job) -> list[Episode]:
     """Plays scenes until the expert succeeds, ATTEMPTS at the most: all that were played, the success last.
 
-    Of failed attempts only what is written comes back: nothing of their arrays unless `keep_failures`.
+    Only what will be written comes back with its arrays: the success, and with `keep_failures` the first failures.
     """
     env, known = _env_for(cfg), _known(cfg.env.id)
     rollout = importlib.import_module(known.experts).rollout_expert
@@ -314,7 +328,7 @@ def _record(cfg: CollectConfig, job: Job) -> list[Episode]:
             executed.append(action)
             success = bool(info["success"])
         arrays: dict[str, np.ndarray] = {}
-        if success or cfg.keep_failures:
+        if success or (cfg.keep_failures and len(played) < FAILURES):
             arrays = {name: np.stack([observation[name] for observation in observations]) for name in names}
             if cfg.actions:
                 arrays["action"] = np.stack(labels).astype(np.float32)

@@ -45,12 +45,14 @@ def checksum(episodes: Sequence[EpisodeSpec]) -> str:
 def protocol_of(cfg: EvalConfig, env: Description) -> dict[str, Any]:
     """What was asked of the policy, as plain JSON: a success rate means something beside others of the same protocol.
 
-    Returns:  name (for people), environment, options (of its constructor), renderer, goals ("random": new ones in every
-              episode; "fixed"), execution ("chunk": the environment's own actions; "waypoint": a scripted drive to
-              the pose exec_steps ahead), exec_steps, max_steps (0: the environment's own limit), tasks (sorted),
-              paraphrase, episodes_per_task, first_seed; fingerprint: 12 digits of the sha256 of all these but the name.
+    Returns:  name (for people), environment, options (of its constructor, but for image_size), renderer, goals
+              ("random": new ones in every episode; "fixed"), execution ("chunk": the environment's own actions;
+              "waypoint": a scripted drive to the pose exec_steps ahead), exec_steps, max_steps (0: the environment does
+              not say), tasks (sorted), paraphrase, episodes_per_task, first_seed; fingerprint: 12 digits of the sha256
+              of all these but the name.
     """
     options = dict(cfg.env.options)
+    options.pop("image_size", None)  # how sharply it looks is the policy's choice, as are its cameras
     goals, execution = str(options.pop("goals", "random")), cfg.execution
     facts: dict[str, Any] = {
         "environment": cfg.env.id,
@@ -59,7 +61,7 @@ def protocol_of(cfg: EvalConfig, env: Description) -> dict[str, Any]:
         "goals": goals,
         "execution": execution,
         "exec_steps": cfg.exec_steps,
-        "max_steps": cfg.env.max_steps or env.max_steps,
+        "max_steps": env.max_steps,
         "tasks": sorted(task_names(cfg, env)),
         "paraphrase": cfg.paraphrase,
         "episodes_per_task": cfg.episodes_per_task,

@@ -74,10 +74,10 @@ def replay(store_path: str | Path, seed: int = 0) -> OpenLoop:
             for name in {task["name"], *task.get("paraphrases", [])}:
                 by_task.setdefault(name, []).append(int(i))
 
-    def actions(spec: EpisodeSpec, instruction: str) -> np.ndarray:
+    def actions(spec: EpisodeSpec, instruction: str) -> list[np.ndarray]:
         candidates = by_task.get(spec.task) or by_task.get(instruction) or list(range(store.n_episodes))
         rng = draws.generator(seed, spec.seed, zlib.crc32(spec.task.encode()), "replay")
         start, stop = store.bounds(candidates[rng.integers(len(candidates))])
-        return store.read("executed" if "executed" in store.fields else "action", start, stop)
+        return [store.read("executed" if "executed" in store.fields else "action", start, stop)]
 
     return actions

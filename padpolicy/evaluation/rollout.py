@@ -94,11 +94,13 @@ class EpisodeResult:
 
 
 Progress = Callable[[int, int, EpisodeResult], None]  # episodes done, episodes in all, the one just done
-OpenLoop = Callable[[EpisodeSpec, str], np.ndarray]  # episode and its instruction -> actions (T, A), played unseeing
+OpenLoop = Callable[
+    [EpisodeSpec, str], Sequence[np.ndarray]
+]  # episode and its words -> rounds (n, A) of actions to play
 
 
 def needed_cameras(spec: PolicySpec, cfg: EvalConfig) -> EvalConfig:
-    """`cfg` with only the cameras that are looked at: drawing is most of a step.
+    """`cfg` with only the cameras that are looked at, since drawing is most of a step, at the size they are looked at.
 
     Raises:  ValueError if the policy needs a camera that the environment does not have.
     """
@@ -108,7 +110,8 @@ def needed_cameras(spec: PolicySpec, cfg: EvalConfig) -> EvalConfig:
             f"the policy looks through camera {', '.join(missing)}, but environment {cfg.env.id} has "
             f"{', '.join(cfg.env.cameras) or 'none'} (env.cameras). Evaluate it where it can see, or train without."
         )
-    return replace(cfg, env=replace(cfg.env, cameras=needed or cfg.env.cameras[:1]))
+    options = {n: spec.image_size if n == "image_size" else value for n, value in cfg.env.options.items()}
+    return replace(cfg, env=replace(cfg.env, cameras=needed or cfg.env.cameras[:1], options=options))
 
 
 def check_fit(spec: PolicySpec, env: Description, cfg: EvalConfig) -> None:
@@ -140,7 +143,7 @@ def check_fit(spec: PolicySpec, env: Description, cfg: EvalConfig) -> None:
         if min(env.observation[name][:2]) < spec.image_size:
             raise ValueError(
                 f"{where}: {name} is {env.observation[name][1]} x {env.observation[name][0]} pixels, the policy looks "
-                f"at {spec.image_size}. Draw larger ones (env.options.image_size={spec.image_size}, if it has that)."
+                f"at {spec.image_size}. Draw larger ones, or train with data.image_size={env.observation[name][0]}."
             )
     proprio = env.observation.get("proprio", (0,))
     if spec.proprio_dim and proprio != (spec.proprio_dim,):
@@ -161,6 +164,7 @@ class _Run:
         self.held = 0
         self.commanded: np.ndarray | None = None  # (A,) the pose that was last commanded, if the environment says so
         self.waypoint = np.zeros(0)  # (A,) to drive to
+        self.rounds: deque[np.ndarray] = deque()  # of an open loop, (n, A) each
 
     @property
     def now_s(self) -> float:
@@ -240,7 +244,7 @@ def run_episodes(
             if cfg.execution == "waypoint" and open_loop is None:
                 commands[slot] = Drive(run.waypoint, DRIVE_LEAST, DRIVE_MOST, watch, run.result.film is not None)
                 continue
-            actions = run.due(cfg.exec_steps)
+            actions = run.due(cfg.exec_steps) if open_loop is None else run.rounds.popleft()
             low, high = envs.description.action_low, envs.description.action_high
             commands[slot] = Act(
                 np.clip(actions, low, high) if len(actions) else actions,
@@ -253,7 +257,7 @@ def run_episodes(
             for step in steps:
                 run.result.steps += 1
                 run.fold(step)
-            played_out = open_loop is not None and not run.queue.remaining(run.now_s)
+            played_out = open_loop is not None and not run.rounds
             if cfg.execution == "waypoint" and len(run.result.plan_ms) == DRIVES:
                 run.result.truncated |= not run.result.terminated
             if run.result.terminated or run.result.truncated or played_out:
@@ -277,7 +281,7 @@ def _reset(envs: VectorEnv, runs: dict[int, _Run], open_loop: OpenLoop | None) -
         run.result.family = str(first.info.get("family", "")) or run.spec.task
         run.fold(first)
         if open_loop is not None:
-            run.queue.put(0.0, run.dt_s, open_loop(run.spec, run.result.instruction))
+            run.rounds.extend(open_loop(run.spec, run.result.instruction))
 
 
 def plan_noise(policy: Policy, episode: EpisodeSpec, plan: int, temperature: float = 1.0) -> dict[str, np.ndarray]:

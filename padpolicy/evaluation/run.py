@@ -87,6 +87,8 @@ def run_evaluation(cfg: EvalConfig, policy: Policy | None = None, progress: Prog
     elif cfg.floor == "replay":
         if not cfg.demonstrations:
             raise ValueError("floor=replay plays the actions of demonstrations: give demonstrations=STORE.")
+        if cfg.execution == "waypoint":
+            raise ValueError("floor=replay plays actions and has no poses to drive to: use execution=chunk.")
         open_loop = floors.replay(cfg.demonstrations, cfg.seed)
     elif cfg.floor:
         raise ValueError(f"floor={cfg.floor!r}: expected no_image, no_text or replay.")
@@ -95,6 +97,10 @@ def run_evaluation(cfg: EvalConfig, policy: Policy | None = None, progress: Prog
         check_fit(policy.spec, envs.description, cfg)
         episodes = lists.episode_list(cfg, envs.description)
         switched = lists.other_instructions(envs, episodes) if cfg.other_instruction else []
+        if cfg.other_instruction and not switched:
+            raise ValueError(
+                f"other_instruction=true: no scene of {cfg.env.id} admits another instruction than its own."
+            )
         # One run over both lists, so that no environment waits at the end of the first.
         both = [*episodes, *switched]
         total = len(both) + min(cfg.videos, len(episodes))
@@ -102,7 +108,8 @@ def run_evaluation(cfg: EvalConfig, policy: Policy | None = None, progress: Prog
         latency = {} if open_loop is not None else measure_latency(acting, envs, cfg, episodes[0])
         counted = [done[i] for i in lists.to_film(done[: len(episodes)], cfg.videos)]
         looks = dataclasses.replace(cfg, imagine=cfg.imagine and open_loop is None)
-        cards = _film(acting, envs, looks, counted, _part(progress, len(both), total))
+        dt_s = envs.description.dt_s or policy.spec.dt_s
+        cards = _film(acting, envs, looks, counted, dt_s, _part(progress, len(both), total))
         protocol = lists.protocol_of(cfg, envs.description)
 
     results = _results(cfg, done[: len(episodes)], latency)
@@ -119,21 +126,26 @@ def run_evaluation(cfg: EvalConfig, policy: Policy | None = None, progress: Prog
         results["imagination"] = imagination_report(
             policy, cfg.imagination, samples=cfg.imagination_samples, seed=cfg.seed, steps=cfg.steps or None
         )
-    results["dt_s"] = policy.spec.dt_s
+    results["dt_s"] = dt_s
     results["future_offsets_s"] = list(policy.spec.future_offsets_s)
     results["seconds"] = round(time.perf_counter() - started, 1)
     return Evaluation(results, cards)
 
 
 def _film(
-    policy: Policy, envs: VectorEnv, cfg: EvalConfig, counted: Sequence[EpisodeResult], progress: Progress | None
+    policy: Policy,
+    envs: VectorEnv,
+    cfg: EvalConfig,
+    counted: Sequence[EpisodeResult],
+    dt_s: float,
+    progress: Progress | None,
 ) -> list[FilmCard]:
     """Films episodes that were run before, few at a time, by executing the same actions in the same scenes.
 
     Planned anew, they could end otherwise: how a plan is rounded depends on the others in its batch.
     """
     cards: list[FilmCard] = []
-    actions = {result.spec: np.concatenate(result.actions) for result in counted}
+    actions = {result.spec: result.actions for result in counted}
     for start in range(0, len(counted), FILMED_AT_ONCE):
         part = counted[start : start + FILMED_AT_ONCE]
         filmed = run_episodes(
@@ -146,7 +158,7 @@ def _film(
             progress=_part(progress, start, len(counted)),
         )
         for before, result in zip(part, filmed, strict=True):
-            cards.append(film_card(result, policy.spec.dt_s, policy.spec.future_offsets_s, counted=before.success))
+            cards.append(film_card(result, dt_s, policy.spec.future_offsets_s, counted=before.success))
     return cards
 
 

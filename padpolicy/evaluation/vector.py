@@ -108,7 +108,7 @@ class _Environments:
             action_high=env.action_space.high,
             renderer=str(getattr(env.unwrapped, "renderer", "") or ""),
             dt_s=1.0 / env.metadata["render_fps"] if env.metadata.get("render_fps") else 0.0,
-            max_steps=int(getattr(env.unwrapped, "step_limit", 0) or 0),
+            max_steps=min(filter(None, (self.cfg.max_steps, getattr(env.unwrapped, "step_limit", None))), default=0),
             tasks=_tasks(env),
         )
 

@@ -1,6 +1,7 @@
 """Collecting: right contents, the same store whoever records it, and a kill loses nothing."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from padpolicy.config import CollectConfig, EnvConfig
-from padpolicy.data.collect import ATTEMPTS, FIRST_SCENE, _jobs, collect, failures_path, scene_seed
+from padpolicy.data.collect import FAILURES, FIRST_SCENE, _jobs, collect, failures_path, scene_seed
 from padpolicy.data.store import Store, StoreError
 from padpolicy.data.validate import validate
 
@@ -104,15 +105,19 @@ def test_failures_are_kept_apart_and_once(tmp_path):
     cfg = make_cfg(tmp_path / "f.zarr", tasks=tasks, episodes_per_task=1, noise=0.0)
     cfg.keep_failures, cfg.env.max_steps = True, 15
     for _ in range(2):
-        collect(cfg)
+        with pytest.warns(UserWarning, match="1 episodes are missing.*stack_red_cube_on_blue_cube/000000"):
+            collect(cfg)
         store, failures = Store.open(cfg.out), Store.open(failures_path(cfg.out))
         assert store.meta["episode_success"].all() and not failures.meta["episode_success"].any()
         ids = list(map(str, failures.meta["episode_id"]))
         assert list(map(str, store.meta["episode_id"])) == ["touch_red_cube/000000"]
         assert len(set(ids)) == len(ids) and [i for i in ids if i.startswith("stack")] == [
-            f"stack_red_cube_on_blue_cube/000000/{attempt}" for attempt in range(ATTEMPTS)
+            f"stack_red_cube_on_blue_cube/000000/{attempt}" for attempt in range(FAILURES)
         ]
         assert validate(failures_path(cfg.out)) == [] and failures.fields == store.fields
+    shutil.rmtree(cfg.out)
+    with pytest.raises(StoreError, match="holds what failed beside a store that is gone"):
+        collect(cfg)
 
 
 def test_action_free_stores(tmp_path):

@@ -83,12 +83,28 @@ def test_a_protocol_survives_json_and_does_not_care_about_order(description):
     assert lists.protocol_of(config(env=said), description) == protocol  # the default, said aloud
 
 
+def test_the_protocols_limit_is_the_one_that_holds(description):
+    described = replace(description, max_steps=20)
+    assert lists.protocol_of(config(), described)["max_steps"] == 20
+    limits = {  # asked for, the environment's own -> what ends an episode
+        (0, None): 0,
+        (20, None): 20,
+        (0, 30): 30,
+        (20, 30): 20,
+        (50, 30): 30,
+    }
+    for (asked, own), holds in limits.items():
+        with VectorEnv(replace(ENV, max_steps=asked), 1, 0) as envs:
+            (env,) = envs._local.envs.values()
+            env.unwrapped.step_limit = own
+            assert envs._local.describe().max_steps == holds
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
         ({"env": replace(ENV, options={"goals": "fixed"})}, "goals: random, fixed"),
         ({"env": replace(ENV, options={"quality": "paper"})}, "options: {}, {'quality': 'paper'}"),
-        ({"env": replace(ENV, max_steps=20)}, "max_steps: 0, 20"),
         ({"exec_steps": 2}, "exec_steps: 4, 2"),
         ({"tasks": ["left"]}, "tasks: ['left', 'right'], ['left']"),
         ({"paraphrase": "held_out"}, "paraphrase: canonical, held_out"),

@@ -226,7 +226,7 @@ def test_filming_changes_nothing():
         ({"cameras": ["front", "side"]}, {}, "looks through camera side, but environment fakes:Fake-v0 has front"),
         ({"renderer": "egl"}, {}, "drawn by renderer 'rays', the policy learned from pictures drawn by 'egl'"),
         ({"proprio_dim": 7}, {}, r"proprio has shape \(1,\), the policy expects \(7,\)"),
-        ({"image_size": 32}, {}, "rgb_front is 16 x 16 pixels, the policy looks at 32. Draw larger ones"),
+        ({"image_size": 32}, {}, "rgb_front is 16 x 16 pixels, the policy looks at 32. Draw larger ones, or train"),
         ({"dt_s": 0.05}, {}, "steps every 0.1 s, the policy's actions are 0.05 s apart"),
         ({"chunk_steps": 2}, {}, "exec_steps=4: expected 1 to 2"),
         ({"action": {"kind": "relative_to_chunk_start", "names": ["dx"], "dt_s": 0.1}}, {}, "relative to the start of"),
