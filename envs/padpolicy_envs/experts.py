@@ -8,14 +8,14 @@ gets above its goal, which gives one smooth path without way-points or waiting.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import gymnasium
 import numpy as np
-from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
 from . import scene as geometry
+from .rollout import Moment, rollout
 from .tasks import DIRECTIONS, State, Task, in_tray
 
 if TYPE_CHECKING:
@@ -41,29 +41,9 @@ def expert_action(env: gymnasium.Env) -> NDArray[np.float32]:
     return np.array([*move, turn, gripper], np.float32)
 
 
-def rollout_expert(
-    env: gymnasium.Env, seed: int, task: str, noise: float = 0.0
-) -> Iterator[tuple[dict[str, Any], NDArray[np.float32], NDArray[np.float32], dict[str, Any]]]:
-    """Play one episode; yields (observation, clean label [5], executed action [5], info after it) per step.
-
-    With `noise` > 0 (a fraction of the largest action, 0.3 is plenty) the executed action is disturbed on about half
-    of the steps, in stretches of 2 to 5 steps, and never on the gripper. The label stays the expert's own action in
-    the state so reached, which shows a learner how to come back.
-    """
-    rng = np.random.default_rng([seed, 1])
-    space = cast(Box, env.action_space)
-    observation, _ = env.reset(seed=seed, options={"task": task})
-    push, left, done = np.zeros(5), 0, False
-    while not done:
-        if left == 0:
-            left, disturbed = int(rng.integers(2, 6)), rng.random() < 0.5
-            push = disturbed * noise * space.high * np.append(rng.uniform(-1, 1, 4), 0)
-        left -= 1
-        label = expert_action(env)
-        executed = np.clip(label + push, space.low, space.high).astype(np.float32)
-        following, _, terminated, truncated, info = env.step(executed)
-        yield observation, label, executed, info
-        observation, done = following, terminated or truncated
+def rollout_expert(env: gymnasium.Env, seed: int, task: str, noise: float = 0.0) -> Iterator[Moment]:
+    """Play one episode of the expert; see `rollout.rollout`. Actions are [5], disturbances last 0.2 to 0.5 s."""
+    return rollout(env, seed, task, noise, expert_action, stretch=(2, 6))
 
 
 def _funnel(command: NDArray, target: NDArray, turn_left: float = 0.0, cruise: float = CRUISE) -> NDArray:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from . import gl
 from .metaworld_tasks import TASKS, Task, get_task
+from .rollout import Moment, rollout
 from .text_space import Instruction
 
 __all__ = ["TASKS", "MetaWorld", "rollout_expert"]
@@ -252,29 +253,14 @@ class MetaWorld(gymnasium.Env):
             self._simulator = None
 
 
-def rollout_expert(
-    env: gymnasium.Env, seed: int, task: str, noise: float = 0.0
-) -> Iterator[tuple[dict[str, Any], NDArray[np.float32], NDArray[np.float32], dict[str, Any]]]:
-    """Play one episode; yields (observation, clean label [4], executed action [4], info after it) per step.
+def expert_action(env: gymnasium.Env) -> NDArray[np.float32]:
+    """The action float32 [4] of MetaWorld's scripted policy in the environment's present state."""
+    return cast(MetaWorld, env.unwrapped).expert_action()
 
-    With `noise` > 0 (a share of the largest action) the executed action is disturbed on about half of the steps, in
-    stretches of 8 to 32 (0.1 to 0.4 s), and never the fingers. The label stays the scripted policy's own action in
-    the state so reached, which shows a learner how to come back.
-    """
-    rng = np.random.default_rng([seed, 1])
-    world = cast(MetaWorld, env.unwrapped)
-    observation, _ = env.reset(seed=seed, options={"task": task})
-    push, left, done = np.zeros(4), 0, False
-    while not done:
-        if left == 0:
-            left, disturbed = int(rng.integers(8, 33)), rng.random() < 0.5
-            push = disturbed * noise * np.append(rng.uniform(-1, 1, 3), 0)
-        left -= 1
-        label = world.expert_action()
-        executed = np.clip(label + push, -1, 1).astype(np.float32)
-        following, _, terminated, truncated, info = env.step(executed)
-        yield observation, label, executed, info
-        observation, done = following, terminated or truncated
+
+def rollout_expert(env: gymnasium.Env, seed: int, task: str, noise: float = 0.0) -> Iterator[Moment]:
+    """Play one episode of the expert; see `rollout.rollout`. Actions are [4], disturbances last 0.1 to 0.4 s."""
+    return rollout(env, seed, task, noise, expert_action, stretch=(8, 33))
 
 
 class _Simulator:

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 
 import av
+import films
 import numpy as np
 import pytest
 
@@ -26,16 +27,7 @@ def own_cache(tmp_path, monkeypatch):
 
 def write_video(path, times_s, width=32, height=32) -> None:
     """A video that gets brighter by 4 with every frame, at the given seconds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=30)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        stream.codec_context.time_base = stream.time_base = Fraction(1, 1000)
-        for i, time_s in enumerate(times_s):
-            frame = av.VideoFrame.from_ndarray(np.full((height, width, 3), 20 + 4 * i, np.uint8), format="rgb24")
-            frame.pts, frame.time_base = round(time_s * 1000), stream.time_base
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
+    films.write_video(path, times_s, lambda i: np.full((height, width, 3), 20 + 4 * i, np.uint8))
 
 
 def write_frame(path, rgb, pixel_aspect=None) -> None:

@@ -7,6 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import films
 import numpy as np
 import pytest
 
@@ -21,18 +22,13 @@ VARIABLE_S = np.cumsum([0, 0.02, 0.3, 0.1, 0.1, 0.5, 0.1, 0.2, 0.1, 0.1])
 
 def write(path: Path, times_s, width=32, height=32) -> None:
     """Frame i has the grey level 20 + 8 i, right of a black edge."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=30)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        stream.codec_context.time_base = stream.time_base = Fraction(1, 1000)
-        for i, time_s in enumerate(times_s):
-            picture = np.full((height, width, 3), 20 + 8 * i, np.uint8)
-            picture[:, :4] = 0
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            frame.pts, frame.time_base = round(time_s * 1000), stream.time_base
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
+
+    def picture(i: int) -> np.ndarray:
+        grey = np.full((height, width, 3), 20 + 8 * i, np.uint8)
+        grey[:, :4] = 0
+        return grey
+
+    films.write_video(path, times_s, picture)
 
 
 def numbers(rgb: np.ndarray) -> list[int]:
