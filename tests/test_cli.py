@@ -36,7 +36,7 @@ def test_help_takes_comments_from_the_source(capsys: pytest.CaptureFixture[str])
     _, out, _ = run(capsys, "train", "--help")
     assert "data.dt_s=0.1" in out
     assert "seconds between action steps" in out
-    assert "  env=tabletop" in out
+    assert "  env=metaworld|metaworld10|tabletop" in out
 
 
 @pytest.mark.parametrize("verb", ["validate", "info", "doctor"])
