@@ -362,6 +362,6 @@ def _import_metaworld() -> None:
             import metaworld  # noqa: F401
     except ImportError as error:
         raise ImportError(
-            f"padpolicy/MetaWorld-v0 needs the package metaworld ({error}): pip install padpolicy[metaworld]. It pins "
-            "mujoco 3.3.0, which the tabletop runs on as well."
+            f"padpolicy/MetaWorld-v0 needs the package metaworld ({error}): pip install padpolicy[metaworld], in a "
+            "fresh environment: it pins mujoco 3.3.0, and pip does not get back to that from mujoco 4."
         ) from error
