@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from . import gl
 from .metaworld_tasks import TASKS, Task, get_task
 from .rollout import Moment, rollout
-from .text_space import Instruction
+from .text_space import Instruction, worded
 
 __all__ = ["TASKS", "MetaWorld", "rollout_expert"]
 
@@ -149,13 +149,7 @@ class MetaWorld(gymnasium.Env):
         drawn_wording = int(self.np_random.integers(2**31))
 
         task = get_task(options.get("task") or self._default or drawn_task)
-        wording = options.get("paraphrase", drawn_wording % len(task.paraphrases))
-        if wording == "held_out":
-            self.instruction = task.held_out_paraphrase
-        elif isinstance(wording, (int, np.integer)) and 0 <= wording < len(task.paraphrases):
-            self.instruction = task.paraphrases[wording]
-        else:
-            raise ValueError(f"paraphrase: expected 0 .. {len(task.paraphrases) - 1} or 'held_out', got {wording!r}")
+        self.instruction = worded(task, options.get("paraphrase", drawn_wording % len(task.paraphrases)))
         if self._simulator is None or self._simulator.task != task.name:
             self._give_back()
             self._simulator = _take(task.name, self.quality, max(self.image_size, PICTURE_SIZE))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from . import scene as geometry
 from . import tasks as language
 from .render import RENDERERS, Light, RayRenderer
-from .text_space import Instruction
+from .text_space import Instruction, worded
 
 CAMERAS = ("front", "wrist")
 CONTROL_DT = 0.1  # seconds per environment step
@@ -172,19 +172,11 @@ class Tabletop(gymnasium.Env):
                 f"{scene_seed} ({', '.join(language.tasks_in(layout))}); choose one of them or leave out scene_of"
             )
         self.task, self.scene, self.scene_seed = task, layout, scene_seed
-        self.instruction = self._word(task, options.get("paraphrase", drawn_wording % len(task.paraphrases)))
+        self.instruction = worded(task, options.get("paraphrase", drawn_wording % len(task.paraphrases)))
         self.step_limit = self._step_limit if self._step_limit is not None else task.step_limit
         self._steps, self._held, self._success = 0, 0, False
         self._build(layout)
         return self._observation(), self._info()
-
-    @staticmethod
-    def _word(task: language.Task, paraphrase: int | str) -> str:
-        if paraphrase == "held_out":
-            return task.held_out_paraphrase
-        if not isinstance(paraphrase, (int, np.integer)) or not 0 <= paraphrase < len(task.paraphrases):
-            raise ValueError(f"paraphrase: expected 0 .. {len(task.paraphrases) - 1} or 'held_out', got {paraphrase!r}")
-        return task.paraphrases[int(paraphrase)]
 
     def _build(self, layout: language.Scene) -> None:
         """Lay the scene out in the model and put the arm at its start."""

@@ -1,4 +1,4 @@
-"""A text space that survives `AsyncVectorEnv`.
+"""Instructions: which words a reset asks for, and a text space that survives `AsyncVectorEnv`.
 
 Gymnasium (1.0 to 1.4 at least) reads texts out of the workers' shared memory once, when the vector is made, and then
 returns that first reading for ever: every instruction would be "aaaa...". Here reading gives a view that decodes what
@@ -13,6 +13,19 @@ from typing import Any
 import numpy as np
 from gymnasium.spaces import Text
 from gymnasium.vector.utils import read_from_shared_memory
+
+
+def worded(task: Any, paraphrase: int | str) -> str:
+    """A task in the words that a reset asks for.
+
+    Args:   task: has `paraphrases` and `held_out_paraphrase`.   paraphrase: an index (0 is canonical) or "held_out".
+    Raises: ValueError for any other.
+    """
+    if paraphrase == "held_out":
+        return task.held_out_paraphrase
+    if not isinstance(paraphrase, (int, np.integer)) or not 0 <= paraphrase < len(task.paraphrases):
+        raise ValueError(f"paraphrase: expected 0 .. {len(task.paraphrases) - 1} or 'held_out', got {paraphrase!r}")
+    return task.paraphrases[int(paraphrase)]
 
 
 class Instruction(Text):
