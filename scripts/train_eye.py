@@ -2,8 +2,10 @@
 
 From one observation and the instruction, a glance (padpolicy/model/tokens.py) predicts the robot's pose at the next
 key moment of the demonstration: where the gripper's command changes, or where the episode ends (key frames as in
-arXiv:2105.14829). Nothing but demonstrations is needed. Only the eye and the glance are trained here, at many times the
-speed of the whole network; `training.init` then starts from them. The eye of the shipped policy:
+arXiv:2105.14829). Errors are counted in the spread that these poses have within a task, so that knowing the task alone
+is worth 1: what is looked for is where things are, however close to each other a task puts them. Nothing but
+demonstrations is needed. Only the eye and the glance are trained here, at many times the speed of the whole network;
+`training.init` then starts from them. The eye of the shipped policy (with plain errors, still):
 
     python scripts/train_eye.py experiment=tabletop data.path=runs/tabletop.zarr out=runs/eye
 
@@ -33,9 +35,11 @@ from padpolicy.saving import CheckpointError, load_fitting, save_policy
 from padpolicy.training.build import build_policy, open_data
 from padpolicy.training.distributed import World
 
+LEAST_SPREAD = 0.1  # of the spread over all tasks
+
 
 class Moments:
-    """The observations of a source, and the pose at the next key moment of each."""
+    """The observations of a source, the pose at the next key moment of each, and how these spread within its task."""
 
     def __init__(self, source: Source):
         self.source, store = source, source.store
@@ -47,11 +51,19 @@ class Moments:
         key[store.episode_ends - 1] = True
         rows = np.flatnonzero(key)
         self.target = proprio[rows[np.searchsorted(rows, np.arange(store.n_rows))]]
+        task = np.repeat(store.meta["episode_task"], np.diff(store.episode_ends, prepend=0))
+        least = LEAST_SPREAD * self.target.std(0)
+        self.spread = np.empty_like(self.target)
+        for number in np.unique(task):
+            self.spread[task == number] = np.maximum(self.target[task == number].std(0), least)
 
-    def batch(self, windows: np.ndarray, rng: np.random.Generator, split: str) -> tuple[Batch, torch.Tensor]:
-        """Observations at `windows` of a split, each in one of its task's wordings, and their targets (B, P)."""
+    def batch(
+        self, windows: np.ndarray, rng: np.random.Generator, split: str
+    ) -> tuple[Batch, torch.Tensor, torch.Tensor]:
+        """Observations at `windows` of a split, each in one of its task's wordings; targets and their spread (B, P)."""
         samples = [self.source.sample(int(i), rng, split) for i in windows]
-        return collate(samples), torch.from_numpy(self.target[self.source.rows[split][windows]])
+        rows = self.source.rows[split][windows]
+        return collate(samples), torch.from_numpy(self.target[rows]), torch.from_numpy(self.spread[rows])
 
 
 class Eye(nn.Module):
@@ -106,16 +118,19 @@ def prepare(cfg: TrainConfig) -> tuple[PadPolicy, Moments]:
 
 
 def train(cfg: TrainConfig, policy: PadPolicy, moments: Moments, steps: int, batch_size: int, peak_lr: float) -> None:
-    """AdamW on the squared error of the normalised pose; writes a policy folder into cfg.out."""
+    """AdamW on the squared error of the pose, in its spread within the task; writes a policy folder into cfg.out."""
     rng, eye = np.random.default_rng(cfg.seed), Eye(policy).to(policy.device)
     windows = {split: moments.source.n_windows(split) for split in ("train", "val")}
 
     def loss(chosen: np.ndarray, split: str) -> torch.Tensor:
-        batch, target = moments.batch(chosen, rng, split)
-        target = policy.normalizer.normalize("proprio", target.to(policy.device), batch.robot)
+        batch, target, spread = moments.batch(chosen, rng, split)
+        aside, target = (
+            policy.normalizer.normalize("proprio", pose.to(policy.device), batch.robot)
+            for pose in (target + spread, target)
+        )
         with autocast(policy.device, cfg.training.precision):
             found = eye(batch.to(policy.device))
-        return (found.float() - target).square().mean(0)
+        return ((found.float() - target) / (aside - target)).square().mean(0)
 
     trained = [p for p in eye.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, peak_lr, betas=(0.9, 0.98), weight_decay=cfg.training.weight_decay)
