@@ -68,13 +68,14 @@ class EncodersConfig:
 class ModelConfig:
     """The network."""
 
+    family: str = "padpolicy"  # ours, or another that stands beside it: see padpolicy/model/families.py
     width: int = 192  # numbers per token
     depth: int = 6  # blocks
     heads: int = 6  # of attention; width / heads numbers each
     mlp_ratio: float = 4.0  # hidden numbers of a block's MLP per number of width
     patch: int = 2  # latent pixels per token side
     eyes: str = (
-        "latents"  # how the observation's rgb is seen: "latents" (frozen VAE) or "stem" (trainable convolutions)
+        "latents"  # how the observation's rgb is seen: "latents" (frozen VAE), "stem" or "resnet" (both are trained)
     )
     text: str = "both"  # "tokens": in the context; "pooled": one vector in every modulation, as PAD; or "both"
     coarse_cameras: list[str] = field(default_factory=list)  # stem: a quarter of the tokens for these, e.g. the wrist
@@ -468,8 +469,16 @@ SCHEMAS = {
     "bench": BenchConfig,
 }
 
+FAMILIES = {  # family -> the modes that its network has; {}: all
+    "padpolicy": (),
+    "pad": ("joint", "video"),
+    "unet": ("policy",),
+    "transformer": ("policy",),
+}
+
 _CHOICES = {
-    "model.eyes": ("latents", "stem"),
+    "model.family": tuple(FAMILIES),
+    "model.eyes": ("latents", "stem", "resnet"),
     "model.text": ("tokens", "pooled", "both"),
     "diffusion.objective": ("flow", "ddpm"),
     "diffusion.coupling": ("blind", "pad", "full"),
@@ -791,11 +800,14 @@ def _check_train(cfg: TrainConfig, need: Callable[[bool, str], None]) -> None:
         not any(vars(cfg.augment).values()) or not data.cache_latents,
         "augment changes pictures, and data.cache_latents=true keeps what they looked like: set it to false.",
     )
-    known = ("policy", "joint", "forward", "inverse", "video")
+    known = FAMILIES[model.family] or ("policy", "joint", "forward", "inverse", "video")
     for name, modes in (("modes", diffusion.modes), ("video_modes", diffusion.video_modes)):
         for mode, weight in modes.items():
             near = difflib.get_close_matches(mode, known, n=1) or [", ".join(known)]
-            need(mode in known, f"diffusion.{name}: unknown mode {mode!r}; did you mean {near[0]}?")
+            of = f" model.family={model.family} has {', '.join(known)}." if FAMILIES[model.family] else ""
+            unused = not weight or (name == "video_modes" and not data.videos)
+            there = mode in known or (bool(of) and unused)
+            need(there, f"diffusion.{name}: unknown mode {mode!r}; did you mean {near[0]}?{of}")
             need(weight >= 0, f"diffusion.{name}.{mode}={weight}: at least 0.")
         need(any(modes.values()), f"diffusion.{name}: every mode has weight 0; nothing would be trained.")
 

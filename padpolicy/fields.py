@@ -135,7 +135,7 @@ class Fields:
         has: dict[str, Tensor] = {}
         latents, pixels, depth, proprio = {}, {}, {}, None
         for camera in self.config.spec.cameras:
-            if self.config.model.eyes == "stem":
+            if self.config.model.eyes != "latents":
                 name = f"obs.rgb_{camera}"
                 if bool(batch.has_field(name).any()):
                     has[f"rgb_{camera}"] = batch.has[name]

@@ -29,10 +29,9 @@ from padpolicy.diffusion.path import draw_tau
 from padpolicy.diffusion.sampler import sample
 from padpolicy.encoders.depth import DepthScale
 from padpolicy.fields import Fields
-from padpolicy.model.dit import DiT
+from padpolicy.model.families import build_network
 from padpolicy.model.masks import Mode
-from padpolicy.model.network import Network, camera_of, group_of
-from padpolicy.model.tokens import Tokens
+from padpolicy.model.network import camera_of, group_of
 from padpolicy.spec import PolicyConfig, PolicySpec
 
 if TYPE_CHECKING:  # only their interface is used here, and diffusers takes seconds to import
@@ -135,7 +134,7 @@ class PadPolicy(nn.Module):
         self.normalizer, self.depth_scale = normalizer, depth
         self.image_encoder, self.text_encoder = image_encoder, text_encoder  # no nn.Modules: not in state_dict
         self.fields = Fields(config, normalizer, depth, image_encoder, text_encoder)
-        model, diffusion, spec = config.model, config.diffusion, config.spec
+        diffusion, spec = config.diffusion, config.spec
         action = ActionSpec.from_dict(spec.action) if spec.action else None
         self._roles = (
             ["yaw" if r == "rotation" and action.rotation == "yaw" else r for r in action.roles] if action else []
@@ -143,29 +142,13 @@ class PadPolicy(nn.Module):
         says = {name: diffusion.predict_future for name in _noised_fields(spec)} | {"action": diffusion.predict_action}
         clean = frozenset(name for name, what in says.items() if what == "clean")
         self.objective = Objective(diffusion.objective, clean, diffusion.learn_variance, diffusion.train_steps)
-        tokens = Tokens(
-            width=model.width,
-            channels=image_encoder.channels,
-            patch=model.patch,
-            depth_patch=model.depth_patch,
-            action_dim=spec.action_dim,
-            proprio_dim=spec.proprio_dim,
-            text_width=text_encoder.width,
-            pooled_width=text_encoder.pooled_width,
-            cameras=sorted({*spec.cameras, *spec.depth_cameras, *spec.future_cameras, *spec.future_depth_cameras}),
-            out_factor=self.objective.out_factor,
-            stem=(5 if model.stem_depth else 3) if model.eyes == "stem" else 0,
-            coarse=model.coarse_cameras,
-            glance=model.glance,
-            prefix_sum=model.prefix_sum,
-        )
-        trunk = DiT(model.width, model.depth, model.heads, model.mlp_ratio, model.recompute)
-        self.network = Network(tokens, trunk, diffusion.coupling, model.text)
+        widths = text_encoder.width, text_encoder.pooled_width
+        self.network = build_network(config, image_encoder.channels, *widths, self.objective.out_factor)
         self.compiled = False
 
     @property
     def device(self) -> torch.device:
-        return self.network.context_row.device
+        return next(self.network.parameters()).device
 
     @property
     def acts_in(self) -> str:
@@ -450,7 +433,7 @@ class PadPolicy(nn.Module):
         context = self.network.context(observed)
         understood = self._clock()
 
-        time_s = {axis: self.network.tokens.when(x) for axis, x in self._times(len(obs)).items() if axis in axes}
+        time_s = {axis: self.network.when(x) for axis, x in self._times(len(obs)).items() if axis in axes}
         shapes = {name: (len(obs), *shape) for name, shape in self.noise_shapes(mode).items() if name not in given}
         x = {name: self._noise(name, shape, noise, generator) for name, shape in shapes.items()}
         clean_BT, keep = self._known_prefix(obs, prefix, prefix_len) if "action" in x else (None, None)

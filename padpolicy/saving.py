@@ -29,7 +29,7 @@ from padpolicy.spec import PolicyConfig, PolicySpec
 
 FORMAT = 2
 # Settings that older policies lack: their default is what was done before.
-CAME_LATER = ("prefix_noise", "prefix_sum", "stem_depth")
+CAME_LATER = ("prefix_noise", "prefix_sum", "stem_depth", "family")
 HUB = "hub:"  # `hub:OWNER/NAME` is a policy on the Hugging Face hub, `hub:OWNER/NAME@REVISION` one version of it
 FILES = ["policy.json", "model.safetensors", "monitor.json", "image_encoder/*", "text_encoder/*"]
 

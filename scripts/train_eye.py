@@ -113,7 +113,7 @@ def prepare(cfg: TrainConfig) -> tuple[PadPolicy, Moments]:
     if not data.mixture.robot_sources or not data.mixture.proprio_names:
         raise ConfigError(f"data.path={cfg.data.path!r} has no actions or no proprio: where is the next key moment?")
     seen_only = dataclasses.replace(cfg.data, future_cameras=[], future_depth_cameras=[])
-    pixels = cfg.model.eyes == "stem"
+    pixels = cfg.model.eyes != "latents"
     return policy, Moments(open_source(cfg.data.path, seen_only, False, data.image_encoder.fingerprint, pixels))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from padpolicy.batch import present
 from padpolicy.model.dit import ContextCache, DiT, per_token
 from padpolicy.model.layers import ScalarEmbedding
-from padpolicy.model.masks import NOISED, mode_table, who_sees_whom
+from padpolicy.model.masks import NOISED, Mode, mode_table, who_sees_whom
 from padpolicy.model.tokens import Tokens
 
 
@@ -61,20 +62,13 @@ class Context:
 _Parts = list[tuple[Tensor, Tensor]]  # tokens (B, N, D), and (B,) or (B, N): are they there?
 
 
-class Network(nn.Module):
-    """Args: tokens, trunk: the parts.   coupling: of `joint`, see masks.py.   text: "tokens", "pooled" or "both"."""
+class Denoiser(nn.Module):
+    """What every family of networks offers: `context` once per observation, `denoise` once per step.
 
-    def __init__(self, tokens: Tokens, trunk: DiT, coupling: str, text: str):
-        super().__init__()
-        self.tokens, self.trunk, self.text = tokens, trunk, text
-        self.modes = mode_table(coupling)
-        self.tau = ScalarEmbedding(tokens.width, scale=1000.0)  # a DDPM step k of 1000 and tau = k / 1000 look alike
-        self.rows = nn.ParameterDict(  # per group: row 0 modulates clean tokens, row 1 noised ones
-            {group: nn.Parameter(0.02 * torch.randn(2, tokens.width)) for group in NOISED}
-        )
-        self.context_row = nn.Parameter(0.02 * torch.randn(tokens.width))
-        for layer in (self.tau.mlp[0], self.tau.mlp[2]):
-            nn.init.normal_(layer.weight, std=0.02)  # as DiT's time embedding
+    modes: what it can be asked for; see masks.py.
+    """
+
+    modes: Mapping[str, Mode]
 
     def forward(
         self,
@@ -89,8 +83,59 @@ class Network(nn.Module):
         """One training pass: the context, then one denoising step. See `context` and `denoise`."""
         return self.denoise(mode, self.context(observed), x, tau, time_s, has, clean_BT)
 
-    def context(self, observed: Observed) -> Context:
+    def when(self, time_s: Tensor) -> Tensor:
+        """Seconds (B, O), in whatever form `denoise` can use again at every step."""
+        return time_s
+
+    def context(self, observed: Observed) -> Any:
         """Encodes what is known. Nothing here depends on the noise, so it is done once per (observation, prompt)."""
+        raise NotImplementedError
+
+    def denoise(
+        self,
+        mode: str,
+        context: Any,
+        x: Mapping[str, Tensor],
+        tau: Mapping[str, Tensor],
+        time_s: Mapping[str, Tensor],
+        has: Mapping[str, Tensor] | None = None,
+        clean_BT: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Predicts, for each denoised field of the mode, what the objective trains (velocity, noise or what is clean).
+
+        Fields may have n rows for each row of the context, one after the other: n noise draws of one observation.
+
+        Args:  x: noised fields, and given ones clean.   tau: group -> (B,) noise time in [0, 1]; given groups are 0.
+               time_s: "future" -> (B, F), "action" -> (B, T), seconds from now, or what `when` makes of them.
+               has: field -> (B,) bool; None: everything in x is there.
+               clean_BT: action steps that are a known, clean prefix; None: there are none.
+        """
+        raise NotImplementedError
+
+
+class Network(Denoiser):
+    """Ours.
+
+    Args:  tokens, trunk: the parts.   coupling: of `joint`, see masks.py.   text: "tokens", "pooled" or "both".
+    """
+
+    def __init__(self, tokens: Tokens, trunk: DiT, coupling: str, text: str):
+        super().__init__()
+        self.tokens, self.trunk, self.text = tokens, trunk, text
+        self.modes = mode_table(coupling)
+        self.tau = ScalarEmbedding(tokens.width, scale=1000.0)  # a DDPM step k of 1000 and tau = k / 1000 look alike
+        self.rows = nn.ParameterDict(  # per group: row 0 modulates clean tokens, row 1 noised ones
+            {group: nn.Parameter(0.02 * torch.randn(2, tokens.width)) for group in NOISED}
+        )
+        self.context_row = nn.Parameter(0.02 * torch.randn(tokens.width))
+        for layer in (self.tau.mlp[0], self.tau.mlp[2]):
+            nn.init.normal_(layer.weight, std=0.02)  # as DiT's time embedding
+
+    def when(self, time_s: Tensor) -> Tensor:
+        """Seconds (B, O) as vectors (B, O, D)."""
+        return self.tokens.when(time_s)
+
+    def context(self, observed: Observed) -> Context:
         heard, seen, felt = self._read(observed)
         x_BCD, mask_BC = _join(heard + seen + felt)
         pooled = self._sentence(observed)
@@ -144,15 +189,8 @@ class Network(nn.Module):
         has: Mapping[str, Tensor] | None = None,
         clean_BT: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Predicts, for each denoised field of the mode, what the objective trains (velocity or noise).
-
-        Fields may have n rows for each row of the context, one after the other: n noise draws of one observation. They
-        stand side by side in one sequence, where no draw sees another, so the context is neither repeated nor copied.
-
-        Args:  x: noised fields, and given ones clean.   tau: group -> (B,) noise time in [0, 1]; given groups are 0.
-               time_s: "future" -> (B, F), "action" -> (B, T), seconds from now, or what `Tokens.when` makes of them.
-               has: field -> (B,) bool; None: everything in x is there.
-               clean_BT: action steps that are a known, clean prefix; None: there are none.
+        """See `Denoiser.denoise`. Noise draws of one observation stand side by side in one sequence, where no draw sees
+        another, so the context is neither repeated nor copied.
         """
         make, table = self.tokens, self.modes[mode]
         fields = [f for group in NOISED if group in table.groups for f in x if group_of(f) == group]

@@ -42,7 +42,7 @@ def open_data(cfg: TrainConfig, device: str, here: World, progress: Callable[[in
     """
     image_encoder = ImageEncoder.load(cfg.encoders.image, device)
     text_encoder = TextEncoder.load(cfg.encoders.text, device)
-    pixels = cfg.model.eyes == "stem"
+    pixels = cfg.model.eyes != "latents"
     cameras = [] if pixels else cfg.data.cameras
     if cfg.data.image_size % image_encoder.downsample:
         raise ConfigError(
