@@ -1,4 +1,4 @@
-"""scripts/ablate.py: a study goes on where it was killed, runs nothing twice, and its table says what the cells say."""
+"""Studies: one that was killed goes on, nothing is run twice, and the table says what the cells say."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from padpolicy.bench import study as ablate
 from padpolicy.config import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
-import ablate  # noqa: E402
+import ablate as script  # noqa: E402
 
 STUDY = """
 common: [experiment=tiny]
@@ -39,7 +40,7 @@ def study_file(folder: Path, text: str = STUDY) -> Path:
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
     monkeypatch.setattr(sys, "argv", ["ablate.py", *map(str, arguments)])
-    ablate.main()
+    script.main()
 
 
 @pytest.mark.slow
