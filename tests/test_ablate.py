@@ -204,14 +204,15 @@ def test_seeds_come_before_arms_and_commands_differ_only_where_they_should(tmp_p
     study = ablate.load_study(ROOT / "scripts" / "ablation" / "futures.yaml")
     runner = ablate.Runner(study, tmp_path, threads=1)
     cells = ablate.cells_of(study, tmp_path)
-    assert [(c.seed, c.arm) for c in cells[:4]] == [(0, "full"), (0, "no_videos"), (0, "no_future"), (1, "full")]
-    full, without = (set(runner.train_command(cell)) for cell in cells[:2])
-    assert {override.partition("=")[0] for override in full ^ without} == {
+    assert [(c.seed, c.arm) for c in cells[:5]] == [*((0, arm) for arm in study.arms), (1, "acts")]
+    imagines, watches = (set(runner.train_command(cell)) for cell in cells[1:3])
+    assert {override.partition("=")[0] for override in imagines ^ watches} == {
         *("data.videos", "data.video_ratio", "training.batch_size", "out")
     }
     ends = [[o for o in runner.eval_command(c) if not o.startswith(("checkpoint=", "out="))] for c in cells]
     assert all(end == ends[0] for end in ends)
-    assert f"data.path={tmp_path}/data/demonstrations.zarr" in full
+    assert f"data.path={tmp_path}/data/demonstrations.zarr" in imagines
+    assert [command[0] for command in runner.stores.values()] == ["collect", "collect", "label"]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "scripts" / "ablation").glob("*.yaml")), ids=lambda path: path.stem)

@@ -5,7 +5,7 @@ steps and evaluated on the same scenes, each by the command that `padpolicy` has
 arms of a seed come before the next seed. The same command again goes on after the last thing that was finished. A cell
 that was begun under other settings than the file has now is refused. What stands in the folder:
 
-    data/NAME.zarr               what was collected; data/NAME.json: the settings, written when it is whole
+    data/NAME.zarr               what was collected or labelled; data/NAME.json: the settings, written when it is whole
     ARM-SEED/cell.json           the cell's settings and commands, written before it is begun
     ARM-SEED/run/                its training
     ARM-SEED/latency.json        its `padpolicy bench latency`, where the study has `plans`
@@ -37,6 +37,8 @@ from padpolicy.config import MISSING, ConfigError
 from padpolicy.evaluation.episodes import protocol_differences
 from padpolicy.evaluation.metrics import paired_difference, wilson
 
+FAMILIES = Path(__file__).with_name("family.yaml")  # the study of `padpolicy bench family`
+
 
 @dataclass
 class Arm:
@@ -62,6 +64,7 @@ class Study:
     evaluate: list[str] = field(default_factory=list)  # overrides of `padpolicy eval`, for all arms
     plans: int = 0  # plans of every policy that are timed, one at a time; 0: none
     data: dict[str, list[str]] = field(default_factory=dict)  # store -> overrides of `padpolicy collect`
+    labels: dict[str, list[str]] = field(default_factory=dict)  # another store -> overrides of `padpolicy label`
 
 
 @dataclass(frozen=True)
@@ -91,8 +94,12 @@ class Runner:
     def __init__(self, study: Study, out: Path, threads: int):
         self.study, self.out, self.threads = study, out, threads
 
-    def collect_command(self, name: str) -> list[str]:
-        return ["collect", *self.study.data[name], f"out={self.out / 'data' / name}.zarr"]
+    @property
+    def stores(self) -> dict[str, list[str]]:
+        """The commands that make the stores, in their order."""
+        collect = {name: ["collect", *overrides] for name, overrides in self.study.data.items()}
+        label = {name: ["label", *self._filled(overrides)] for name, overrides in self.study.labels.items()}
+        return {name: [*made, f"out={self.out / 'data' / name}.zarr"] for name, made in (collect | label).items()}
 
     def train_command(self, cell: Cell) -> list[str]:
         arm = self.study.arms[cell.arm]
@@ -128,7 +135,7 @@ class Runner:
             return {"policy": self.asked(dataclasses.replace(cell, arm=arm.policy)), "evaluate": evaluate}
         init = self.asked(dataclasses.replace(cell, arm=arm.init)) if arm.init else ""
         train = self.study.common + arm.train
-        data = self.study.data
+        data = self.study.data | self.study.labels
         return {"data": data, "updates": self.study.updates, "train": train, "init": init, "evaluate": evaluate}
 
     def check(self, cells: list[Cell]) -> None:
@@ -136,9 +143,9 @@ class Runner:
 
         Raises:  ConfigError naming the setting that is wrong, or the cell or store that was begun under other ones.
         """
-        for name, overrides in self.study.data.items():
-            config.load("collect", self.collect_command(name)[1:])
-            self._same(self.out / "data" / f"{name}.json", overrides)
+        for name, (verb, *overrides) in self.stores.items():
+            config.load(verb, overrides)
+            self._same(self.out / "data" / f"{name}.json", (self.study.data | self.study.labels)[name])
         evaluated = []
         for cell in {cell.arm: cell for cell in cells}.values():
             arm = self.study.arms[cell.arm]
@@ -160,10 +167,10 @@ class Runner:
     def run(self, cells: list[Cell], after: Callable[[], None]) -> None:
         """Collects, trains and evaluates what is missing; `after` is called when a cell is done."""
         with alone(self.out) as lock:
-            for name in self.study.data:
+            for name, command in self.stores.items():
                 if not (mark := self.out / "data" / f"{name}.json").exists():
-                    call(self.collect_command(name), lock)
-                    write(mark, {"asked": self.study.data[name]})
+                    call(command, lock)
+                    write(mark, {"asked": (self.study.data | self.study.labels)[name]})
             for cell in cells:
                 if results_of(cell) is not None:
                     continue
