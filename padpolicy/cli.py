@@ -33,6 +33,7 @@ padpolicy: a robot policy from demonstrations and videos, by denoising the futur
   padpolicy doctor [--json]                              what this machine has, and what to do about the rest
   padpolicy bench [out=FILE]                             how fast this machine acts, steps environments and trains
   padpolicy bench latency [steps=[1,2,4]] [out=FILE]     one plan stage by stage, beside PAD's settings
+  padpolicy bench family out=DIR                         ours, PAD, Diffusion Policy, UniPi and SuSIE, trained alike
   padpolicy --version
 
 Settings are key=value. `padpolicy VERB --help` lists them with their defaults; `padpolicy VERB … --cfg` prints what
@@ -307,10 +308,18 @@ def doctor(arguments: list[str]) -> int:
 
 
 def bench(cfg: config.BenchConfig) -> int:
-    """How fast this machine acts, steps environments and trains; `bench latency`: one plan stage by stage."""
+    """How fast this machine acts, steps environments and trains; `bench latency`: one plan stage by stage; `bench
+    family`: families of networks, trained alike.
+    """
     from padpolicy.bench.table import show, show_latency
     from padpolicy.progress import bar
 
+    if cfg.what == "family":
+        from padpolicy.bench.study import FAMILIES, study
+
+        path = study(FAMILIES, Path(cfg.out), cfg.threads)
+        print(f"{path.read_text()}\nTable: {path}")
+        return 0
     if cfg.what == "latency":
         from padpolicy.bench.latency import latency
 

@@ -77,6 +77,7 @@ class ModelConfig:
     eyes: str = (
         "latents"  # how the observation's rgb is seen: "latents" (frozen VAE), "stem" or "resnet" (both are trained)
     )
+    resnet_stages: int = 4  # of a ResNet-18: 1 to 4; fewer make smaller eyes of finer maps
     text: str = "both"  # "tokens": in the context; "pooled": one vector in every modulation, as PAD; or "both"
     coarse_cameras: list[str] = field(default_factory=list)  # stem: a quarter of the tokens for these, e.g. the wrist
     stem_depth: bool = False  # the stem sees depth pixel by pixel, too; otherwise depth has coarse tokens of its own
@@ -85,21 +86,29 @@ class ModelConfig:
     depth_size: int = 24  # depth images are reduced (nearest valid) to this many pixels a side
     depth_patch: int = 6  # reduced depth pixels per token side
     recompute: bool = False  # recompute activations in the backward pass: less memory, a third more time
+    conditioning: str = "adaln_zero"  # pad: how time and text come in: "in_context", "cross_attention", "adaln" or this
+    one_pose_token: bool = True  # pad: all actions and the present pose as one token; otherwise a token for each action
 
 
 @dataclass
 class DiffusionConfig:
     """Noise, modes and losses in training, and steps and guidance in sampling."""
 
-    objective: str = "flow"  # "flow" (straight paths) or "ddpm" (noise prediction)
-    predict_action: str = "velocity"  # what the network says of it (flow only): "velocity" or "clean"
+    objective: str = "flow"  # "flow" (straight paths) or "ddpm"; what can be chosen, and when: docs/noise.md
+    predict_action: str = "velocity"  # what the network says of it: "velocity" (ddpm: v), "clean", or ddpm's "noise"
     predict_future: str = "clean"  # the same of what it imagines
-    learn_variance: bool = False  # ddpm only: learned range variance with the hybrid loss
+    loss: str = "auto"  # "simple" or, ddpm only, "bound" or "hybrid"; "auto": hybrid where a variance is learned
+    learn_variance: bool = False  # ddpm only: learned range variance
     train_steps: int = 1000  # ddpm only: K; step k is tau = (k + 1) / K
+    schedule: str = "linear"  # ddpm only: "linear", "cosine" or "shifted" (the cosine for another resolution)
+    schedule_shift: float = 1.0  # shifted: side that the cosine suits / side of what is denoised; <1 is noisier
     coupling: str = "blind"  # in joint: "blind" (action never sees future), "pad" (action sees future), "full"
     times: str = "future_noisier"  # in joint: "shared", "independent" or "future_noisier" (future >= action)
     future: str = "change"  # what is denoised of future frames: "change" since now (still pixels are 0), or "frame"
-    tau_law: str = "logit_normal"  # of the action's time: "uniform", "logit_normal" or "beta" (more weight near noise)
+    tau_law: str = "logit_normal"  # "uniform", "logit_normal", "beta" (more weight near noise) or "importance"
+    # importance: how often each of so many equal parts of tau in [0, 1] is drawn, in any unit; the loss is divided by
+    # it. Shares of the measured loss look natural and starve large tau: there the loss is small, and matters.
+    tau_density: list[float] = field(default_factory=list)
     modes: dict[str, float] = field(  # share of a robot sample's draws; a mode not named keeps its own, 0 leaves it out
         default_factory=lambda: {"policy": 0.2, "joint": 0.5, "forward": 0.15, "inverse": 0.15}
     )
@@ -113,8 +122,12 @@ class DiffusionConfig:
     weight_action: float = 1.0  # loss weights
     weight_rgb: float = 1.0
     weight_depth: float = 0.3
+    sampler: str = "auto"  # flow: "euler" or "heun"; ddpm: "ddim", "ancestral" or "dpmsolver++"; "auto": the first
     steps: int = 4  # sampling steps
+    clip_action: float = 0.0  # ddpm: while sampling, what is said to be clean of actions stays within +- this; 0: free
     guidance: float = 1.0  # scale over text; 1 is none
+    guidance_future: float = 0.0  # of what is imagined; 0: as guidance
+    guidance_channels: int = 0  # leading channels of imagined latents that are guided (DiT: 3); 0: all
 
 
 @dataclass
@@ -136,7 +149,7 @@ class TrainingConfig:
 
     steps: int = 20_000  # optimiser steps
     max_seconds: float = 0  # stop (and save) after this much time, whatever `steps` says; 0: no limit
-    init: str = ""  # policy whose weights to start from, where they fit (fine-tuning); a resumed run ignores it
+    init: str = ""  # policy, or file of released weights (.pt), to start from where they fit; a resumed run ignores it
     batch_size: int = 64  # global: over all processes and accumulation steps
     accumulate: int = 1  # parts that a process splits its share of the batch into, to save memory
     lr: float = 5e-4  # at its peak, after the warm-up
@@ -178,6 +191,7 @@ class EvaluationConfig:
     exec_steps: int = 2  # steps executed of each chunk before planning again; fewer: surer grasps, more planning
     execution: str = "chunk"  # "waypoint": the environment's script drives to the pose exec_steps ahead, as PAD does
     seed: int = 100_000  # evaluation scenes: scene i of every task has seed + i
+    sampler: str = ""  # see diffusion.sampler; "": the policy's own
     steps: int = 0  # sampling steps; 0: the policy's own
     guidance: float = 0.0  # 0: the policy's own
     temperature: float = 1.0  # of the noise that plans start from; 0: none
@@ -220,6 +234,7 @@ class EvalConfig:
     exec_steps: int = 2  # steps executed of each chunk before planning again; fewer: surer grasps, more planning
     execution: str = "chunk"  # "waypoint": the environment's script drives to the pose exec_steps ahead, as PAD does
     seed: int = 100_000  # scene i of every task has seed + i
+    sampler: str = ""  # see diffusion.sampler; "": the policy's own
     steps: int = 0  # sampling steps; 0: the policy's own
     guidance: float = 0.0  # scale over text; 0: the policy's own
     temperature: float = 1.0  # of the noise that plans start from; 0: none
@@ -434,10 +449,11 @@ class QuickstartConfig:
 
 @dataclass
 class BenchConfig:
-    """`padpolicy bench`, `padpolicy bench latency`."""
+    """`padpolicy bench`, `padpolicy bench latency`, `padpolicy bench family`."""
 
-    what: str = "ratios"  # "ratios": pairs side by side; "latency": plans stage by stage, beside PAD's settings
-    out: str = ""  # JSON file for the results; "": only print them
+    # "ratios": pairs side by side; "latency": plans stage by stage, beside PAD's settings; "family": all of them
+    what: str = "ratios"
+    out: str = ""  # JSON file for the results; "": only print them. family: a folder; the same command again goes on
     checkpoint: str = ""  # policy whose acting is timed; "": the shipped one of the recipe, else an untrained one
     recipe: str = "tabletop"  # of configs/experiment: whose network is trained, beside a bare one of the same size
     repeats: int = 5  # of each measurement; medians are reported
@@ -476,22 +492,31 @@ FAMILIES = {  # family -> the modes that its network has; {}: all
     "transformer": ("policy",),
 }
 
+SAMPLERS = {"flow": ("euler", "heun"), "ddpm": ("ddim", "ancestral", "dpmsolver++")}  # the first is "auto"
+_SAMPLERS = ("auto", *SAMPLERS["flow"], *SAMPLERS["ddpm"])
+
 _CHOICES = {
     "model.family": tuple(FAMILIES),
     "model.eyes": ("latents", "stem", "resnet"),
     "model.text": ("tokens", "pooled", "both"),
+    "model.conditioning": ("in_context", "cross_attention", "adaln", "adaln_zero"),
     "diffusion.objective": ("flow", "ddpm"),
     "diffusion.coupling": ("blind", "pad", "full"),
     "diffusion.future": ("change", "frame"),
     "diffusion.times": ("shared", "independent", "future_noisier"),
-    "diffusion.tau_law": ("uniform", "logit_normal", "beta"),
-    "diffusion.predict_action": ("clean", "velocity"),
-    "diffusion.predict_future": ("clean", "velocity"),
+    "diffusion.tau_law": ("uniform", "logit_normal", "beta", "importance"),
+    "diffusion.predict_action": ("clean", "velocity", "noise"),
+    "diffusion.predict_future": ("clean", "velocity", "noise"),
+    "diffusion.loss": ("auto", "simple", "bound", "hybrid"),
+    "diffusion.schedule": ("linear", "cosine", "shifted"),
+    "diffusion.sampler": _SAMPLERS,
+    "evaluation.sampler": ("", *_SAMPLERS),
+    "sampler": ("", *_SAMPLERS),
     "training.precision": ("bf16", "fp32"),
     "evaluation.paraphrase": ("canonical", "random", "held_out"),
     "paraphrase": ("canonical", "random", "held_out"),
     "floor": ("", "no_image", "no_text", "replay"),
-    "what": ("ratios", "latency"),
+    "what": ("ratios", "latency", "family"),
     "trunk": ("", "S", "B", "XL"),
     "execution": ("chunk", "waypoint"),
     "evaluation.execution": ("chunk", "waypoint"),
@@ -508,8 +533,11 @@ _AT_LEAST = {
     "data.chunk_steps": 1,
     "data.workers": 0,
     "image_size": 1,
+    "model.resnet_stages": 1,
     "diffusion.action_draws": 1,
     "diffusion.steps": 1,
+    "diffusion.clip_action": 0,
+    "diffusion.guidance_channels": 0,
     "augment.shift_px": 0,
     "training.steps": 1,
     "training.max_seconds": 0,
@@ -553,8 +581,12 @@ _MAY_CHANGE = (  # in a run that goes on: how long it lasts, what is watched of 
     "data.workers",
     "data.cache_mb",
     "model.recompute",
+    "diffusion.sampler",
     "diffusion.steps",
+    "diffusion.clip_action",
     "diffusion.guidance",
+    "diffusion.guidance_future",
+    "diffusion.guidance_channels",
     "training.steps",
     "training.max_seconds",
     "training.init",
@@ -754,7 +786,12 @@ def check(cfg: Any) -> None:
         _check_serve(cfg, need)
     out = getattr(cfg, "out", "")
     if isinstance(cfg, BenchConfig):
-        need(not (out and Path(out).is_dir()), f"out={out} is a directory; expected a JSON file to write.")
+        folder = cfg.what == "family"
+        need(
+            bool(out) or not folder, "padpolicy bench family needs out=FOLDER: it trains for hours, and goes on there."
+        )
+        need(folder or not (out and Path(out).is_dir()), f"out={out} is a directory; expected a JSON file to write.")
+        need(not folder or not Path(out).is_file(), f"out={out} is a file; expected a directory to write into.")
         need(cfg.image_size % 32 == 0, f"image_size={cfg.image_size}: trunks take multiples of 32 pixels.")
         return
     need(not (out and Path(out).is_file()), f"out={out} is a file; expected a directory to write into.")
@@ -778,12 +815,7 @@ def _check_train(cfg: TrainConfig, need: Callable[[bool, str], None]) -> None:
         training.batch_size % training.accumulate == 0,
         f"training.batch_size={training.batch_size} is not a multiple of training.accumulate={training.accumulate}.",
     )
-    need(
-        not diffusion.learn_variance or diffusion.objective == "ddpm",
-        "diffusion.learn_variance=true needs diffusion.objective=ddpm.",
-    )
-    if diffusion.objective == "ddpm":
-        _check_ddpm(cfg, need)
+    _check_diffusion(cfg, need)
     need(
         not model.stem_depth or model.eyes == "stem",
         f"model.stem_depth=true is for model.eyes=stem; it is {model.eyes!r}.",
@@ -840,11 +872,77 @@ def _only_here(host: str) -> bool:
         return False
 
 
-def _check_ddpm(cfg: TrainConfig, need: Callable[[bool, str], None]) -> None:
-    train_steps = cfg.diffusion.train_steps
-    need(train_steps > 20, f"diffusion.train_steps={train_steps}: more than 20, or a step of ddpm leaves no signal.")
-    for key, steps in (("diffusion.steps", cfg.diffusion.steps), ("evaluation.steps", cfg.evaluation.steps)):
+def _check_diffusion(cfg: TrainConfig, need: Callable[[bool, str], None]) -> None:
+    diffusion = cfg.diffusion
+    ddpm_only = {
+        "learn_variance": (diffusion.learn_variance, "true"),
+        "predict_action": (diffusion.predict_action == "noise", "noise"),
+        "predict_future": (diffusion.predict_future == "noise", "noise"),
+        "loss": (diffusion.loss in ("bound", "hybrid"), diffusion.loss),
+        "schedule": (diffusion.schedule != "linear", diffusion.schedule),
+        "clip_action": (diffusion.clip_action > 0, diffusion.clip_action),
+    }
+    for key, (used, value) in ddpm_only.items():
         need(
-            not steps or train_steps % steps == 0,
-            f"{key}={steps} does not divide diffusion.train_steps={train_steps}: ddpm would stop short of clean data.",
+            not used or diffusion.objective == "ddpm",
+            f"diffusion.{key}={value} needs diffusion.objective=ddpm; it is {diffusion.objective!r}.",
         )
+    need(
+        diffusion.schedule == "shifted" or diffusion.schedule_shift == 1,
+        f"diffusion.schedule_shift={diffusion.schedule_shift} needs diffusion.schedule=shifted.",
+    )
+    need(diffusion.schedule_shift > 0, f"diffusion.schedule_shift={diffusion.schedule_shift}: a ratio, more than 0.")
+    samplers = SAMPLERS[diffusion.objective]
+    for key, sampler in (("diffusion.sampler", diffusion.sampler), ("evaluation.sampler", cfg.evaluation.sampler)):
+        need(
+            sampler in ("", "auto", *samplers),
+            f"{key}={sampler}: diffusion.objective={diffusion.objective} has {', '.join(samplers)}.",
+        )
+    need(
+        bool(diffusion.tau_density) == (diffusion.tau_law == "importance"),
+        "diffusion.tau_law=importance and diffusion.tau_density=[…] belong together: give both, or neither.",
+    )
+    need(
+        all(density > 0 for density in diffusion.tau_density),
+        f"diffusion.tau_density={diffusion.tau_density}: each more than 0, or some times are never trained.",
+    )
+    need(
+        diffusion.tau_law != "importance" or diffusion.times != "future_noisier",
+        "diffusion.tau_law=importance weighs a loss by the density of one time, and diffusion.times=future_noisier "
+        "makes a time of two: use times=shared or times=independent.",
+    )
+    if diffusion.objective == "ddpm":
+        _check_ddpm(cfg, need)
+
+
+def _check_ddpm(cfg: TrainConfig, need: Callable[[bool, str], None]) -> None:
+    diffusion, train_steps = cfg.diffusion, cfg.diffusion.train_steps
+    need(
+        diffusion.loss != "simple" or not diffusion.learn_variance,
+        "diffusion.loss=simple never trains a variance, and diffusion.learn_variance=true: use loss=hybrid or bound.",
+    )
+    need(
+        diffusion.loss != "hybrid" or diffusion.learn_variance,
+        "diffusion.loss=hybrid trains a variance: it needs diffusion.learn_variance=true.",
+    )
+    need(
+        diffusion.loss != "bound"
+        or (diffusion.tau_law in ("uniform", "importance") and diffusion.times != "future_noisier"),
+        "diffusion.loss=bound is a mean over uniform times: it needs diffusion.tau_law=uniform or importance, and "
+        "diffusion.times=shared or independent.",
+    )
+    need(train_steps > 20, f"diffusion.train_steps={train_steps}: more than 20, or a step of ddpm leaves no signal.")
+    own = SAMPLERS["ddpm"][0] if diffusion.sampler == "auto" else diffusion.sampler
+    evaluated = {"": own, "auto": SAMPLERS["ddpm"][0]}.get(cfg.evaluation.sampler, cfg.evaluation.sampler)
+    for key, steps, sampler in (
+        ("diffusion.steps", diffusion.steps, own),
+        ("evaluation.steps", cfg.evaluation.steps or diffusion.steps, evaluated),
+    ):
+        if sampler == "ancestral":
+            need(steps <= train_steps, f"{key}={steps} is more than diffusion.train_steps={train_steps}.")
+        else:
+            need(
+                train_steps % steps == 0,
+                f"{key}={steps} does not divide diffusion.train_steps={train_steps}: {sampler} would stop short of "
+                "clean data.",
+            )

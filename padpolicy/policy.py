@@ -25,12 +25,12 @@ from padpolicy.data.actions import ActionSpec
 from padpolicy.data.normalizer import Normalizer
 from padpolicy.diffusion.guidance import Guidance
 from padpolicy.diffusion.objective import Objective
-from padpolicy.diffusion.path import draw_tau
+from padpolicy.diffusion.path import draw_tau, like, tau_weight
 from padpolicy.diffusion.sampler import sample
 from padpolicy.encoders.depth import DepthScale
 from padpolicy.fields import Fields
 from padpolicy.model.families import build_network
-from padpolicy.model.masks import Mode
+from padpolicy.model.masks import NOISED, Mode
 from padpolicy.model.network import camera_of, group_of
 from padpolicy.spec import PolicyConfig, PolicySpec
 
@@ -38,6 +38,7 @@ if TYPE_CHECKING:  # only their interface is used here, and diffusers takes seco
     from padpolicy.encoders.image import ImageEncoder
     from padpolicy.encoders.text import TextEncoder
 
+STAGED = "video_inverse"  # two modes one after the other: what is going to happen, then the actions that lead there
 MODALITY = {"action": "action", "future_rgb": "rgb", "future_depth": "depth"}
 
 
@@ -80,6 +81,10 @@ class Policy(Protocol):
     def acts_in(self) -> str:
         """The mode that a closed loop plans in."""
 
+    @property
+    def imagines_in(self) -> str:
+        """The mode in which a plan comes with the future that it expects; "" if it never learned to."""
+
     def noise_shapes(self, mode: str) -> dict[str, tuple[int, ...]]:
         """Per noised field of the mode, its shape without the batch: what `predict` may be given as `noise`."""
 
@@ -99,6 +104,7 @@ class Policy(Protocol):
         prefix: Tensor | None = None,
         prefix_len: Tensor | None = None,
         guidance: Guidance | float | None = None,
+        sampler: str | None = None,
         steps: int | None = None,
         noise: dict[str, Tensor] | None = None,
         generator: torch.Generator | None = None,
@@ -140,10 +146,18 @@ class PadPolicy(nn.Module):
             ["yaw" if r == "rotation" and action.rotation == "yaw" else r for r in action.roles] if action else []
         )
         says = {name: diffusion.predict_future for name in _noised_fields(spec)} | {"action": diffusion.predict_action}
-        clean = frozenset(name for name, what in says.items() if what == "clean")
-        self.objective = Objective(diffusion.objective, clean, diffusion.learn_variance, diffusion.train_steps)
+        self.objective = Objective(
+            diffusion.objective,
+            says,
+            diffusion.learn_variance,
+            diffusion.train_steps,
+            diffusion.schedule,
+            diffusion.schedule_shift,
+            diffusion.loss,
+        )
         widths = text_encoder.width, text_encoder.pooled_width
-        self.network = build_network(config, image_encoder.channels, *widths, self.objective.out_factor)
+        factor, downsample = self.objective.out_factor, image_encoder.downsample
+        self.network = build_network(config, image_encoder.channels, *widths, factor, downsample)
         self.compiled = False
 
     @property
@@ -152,13 +166,25 @@ class PadPolicy(nn.Module):
 
     @property
     def acts_in(self) -> str:
-        """Without the future, as long as that was trained: it is faster. "joint" where actions only knew the future."""
-        modes = self.config.diffusion.modes
-        return "joint" if modes.get("joint", 0) > 0 and not modes.get("policy", 0) > 0 else "policy"
+        """Without the future, as long as that was trained: it is faster. "joint" where actions only knew the future,
+        "video_inverse" where they only knew how to get from one frame to another.
+        """
+        trained = [mode for mode, share in self.config.diffusion.modes.items() if share > 0]
+        if "policy" in trained or not {"joint", "inverse"} & set(trained):
+            return "policy"
+        return "joint" if "joint" in trained else STAGED
+
+    @property
+    def imagines_in(self) -> str:
+        """As it acts, where that imagines, and else "joint"; "" if it never learned to imagine."""
+        if not self.spec.future_cameras:
+            return ""
+        return "joint" if self.config.diffusion.modes.get("joint", 0) > 0 else STAGED if self.acts_in == STAGED else ""
 
     def noise_shapes(self, mode: str) -> dict[str, tuple[int, ...]]:
         """Per noised field of the mode, its shape without the batch."""
-        groups, spec, side = self.network.modes[mode].groups, self.spec, self.config.model.depth_size
+        groups = NOISED if mode == STAGED else self.network.modes[mode].groups
+        spec, side = self.spec, self.config.model.depth_size
         frames, latent = len(spec.future_offsets_s), spec.image_size // self.image_encoder.downsample
         shapes: dict[str, tuple[int, ...]] = {}
         if "future_rgb" in groups:
@@ -231,7 +257,8 @@ class PadPolicy(nn.Module):
             ran, x0["action"] = self._strayed(batch, ran, x0["action"], prefix_BT)
 
         n = self.config.diffusion.action_draws if table.groups == ("action",) else 1
-        tau = self._draw_tau(mode, batch, n)
+        drawn, density = self._draw_tau(mode, batch, n), self.config.diffusion.tau_density
+        tau = {group: self.objective.time(t) for group, t in drawn.items()}
         noise = {name: self._draw_noise(name, batch, n, x.shape[1:]) for name, x in x0.items()}
         x0, valid, has, time_s = (_rows(tensors, n) for tensors in (x0, valid, has, batch.time_s))
         x = {
@@ -250,6 +277,8 @@ class PadPolicy(nn.Module):
         for name, answer in out.items():
             axis = _channel_axis(name, self.objective.out_factor)
             error = self.objective.error(name, answer.float(), x0[name], noise[name], tau[group_of(name)], axis)
+            if density:
+                error = error * like(tau_weight(drawn[group_of(name)], density), error)
             there = valid[name].expand_as(error)
             key = MODALITY[group_of(name)]
             sums[key] = sums.get(key, 0) + present(error, there).reshape(len(batch), -1).sum(1)
@@ -307,7 +336,7 @@ class PadPolicy(nn.Module):
 
         def draw(stream: str) -> Tensor:
             u = draws.uniform(batch.seed, batch.step, batch.index, stream, (n,)).flatten()
-            return draw_tau(u, cfg.tau_law)
+            return draw_tau(u, cfg.tau_law, cfg.tau_density)
 
         action, future = draw("tau/action"), draw("tau/future")
         if mode == "joint" and cfg.times == "shared":
@@ -392,6 +421,7 @@ class PadPolicy(nn.Module):
         prefix: Tensor | None = None,
         prefix_len: Tensor | None = None,
         guidance: Guidance | float | None = None,
+        sampler: str | None = None,
         steps: int | None = None,
         noise: dict[str, Tensor] | None = None,
         generator: torch.Generator | None = None,
@@ -400,25 +430,30 @@ class PadPolicy(nn.Module):
 
         Args:  obs: the observation fields of batch.py and the instruction.
                mode: "policy" obs -> action; "joint" obs -> action and future; "video" obs -> future;
-                   "forward" obs and `actions` -> future; "inverse" obs and `future` -> action.
-               actions: (B, T, A) real environment actions.   future: camera -> (B, F, H, W, 3) uint8.
+                   "forward" obs and `actions` -> future; "inverse" obs and `future` -> action;
+                   "video_inverse" obs -> future, then action: "video" and "inverse" one after the other.
+               actions: (B, T, A) real environment actions.
+               future: camera -> (B, F, H, W, 3) uint8, or latents (B, F, C, h, w).
                prefix: (B, T, A) real actions, of which the first prefix_len (B,) are kept and answered to.
-               guidance: a scale over the text, or a Guidance; None: the configured scale. "forward" hears no text.
-               steps: network calls; None: the configured number.
-               noise: field -> standard normal start, instead of drawing it from `generator`.
-        Raises:  ValueError for an unknown mode or a missing input of the mode, naming it.
+               guidance: a scale over the text, of actions and futures alike, or a Guidance; None: as configured.
+                   "forward" hears no text.
+               sampler: one that the objective has, see padpolicy.config.SAMPLERS; None: the configured one.
+               steps: of the sampler; None: the configured number.
+               noise: field -> standard normal start, instead of drawing it from `generator`. Nothing else is random.
+        Raises:  ValueError for an unknown mode or a missing input of the mode, naming it, and for a sampler or a number
+                 of steps that the objective does not have.
         """
+        if mode == STAGED:
+            asked = {"guidance": guidance, "sampler": sampler, "steps": steps, "generator": generator}
+            return self._in_stages(obs, noise or {}, {"prefix": prefix, "prefix_len": prefix_len}, asked)
         started = time.perf_counter()
         if mode not in self.network.modes:
             raise ValueError(f"mode={mode!r}: expected one of {', '.join(self.network.modes)}")
         table = self.network.modes[mode]
         axes = {"action" if group == "action" else "future" for group in table.groups}
         obs = _in_mode(table, obs.to(self.device))
-        steps = self.config.diffusion.steps if steps is None else steps
-        if not table.hears:
-            guidance = Guidance()
-        elif not isinstance(guidance, Guidance):
-            guidance = Guidance(self.config.diffusion.guidance if guidance is None else float(guidance))
+        cfg = self.config.diffusion
+        guidance = self._guidance(table, guidance)
 
         own = [text if there else None for text, there in zip(obs.text, obs.has["text"].tolist(), strict=True)]
         copies = guidance.copies
@@ -443,16 +478,32 @@ class PadPolicy(nn.Module):
                 return x
             return {**x, "action": torch.where(clean_BT[..., None], keep, x["action"])}
 
+        factor = self.objective.out_factor
         known, times, clean = _rows(given, copies), _rows(time_s, copies), _rows(clean_BT, copies)
 
         def denoise(x: dict[str, Tensor], tau: float) -> dict[str, Tensor]:
             when = torch.full((len(obs) * copies,), tau, device=self.device)
             taus = {g: torch.zeros_like(when) if g in table.given else when for g in table.groups}
             out = self.network.denoise(mode, context, {**_rows(x, copies), **known}, taus, times, None, clean)
-            return {name: guidance.combine(answer.float()) for name, answer in out.items()}
+            combined = {}
+            for name, answer in out.items():
+                axis = _channel_axis(name, factor)
+                guided = answer.shape[axis] // factor  # a learned variance is not
+                if guidance.channels is not None and group_of(name) == "future_rgb":
+                    guided = min(guided, guidance.channels)
+                combined[name] = guidance.combine(answer.float(), name != "action", axis, guided)
+            return combined
 
-        factor = self.objective.out_factor
-        x = sample(self.objective, denoise, x, steps, after, lambda name: _channel_axis(name, factor), generator)
+        x = sample(
+            self.objective,
+            denoise,
+            x,
+            cfg.steps if steps is None else steps,
+            after,
+            lambda name: _channel_axis(name, factor),
+            sampler or cfg.sampler,
+            {"action": cfg.clip_action} if cfg.clip_action else {},
+        )
         denoised = self._clock()
         prediction = self._prediction(obs, presents, x, prefix, clean_BT)
         prediction.timings_ms = {
@@ -462,6 +513,33 @@ class PadPolicy(nn.Module):
             "total": 1e3 * (self._clock() - started),
         }
         return prediction
+
+    def _in_stages(
+        self, obs: Batch, noise: dict[str, Tensor], prefix: dict[str, Tensor | None], asked: dict[str, Any]
+    ) -> Prediction:
+        """UniPi (arXiv:2302.00111) with many frames, SuSIE (arXiv:2310.10639) with one.
+
+        What both stages are `asked`, and what only the actions know (`prefix`).
+        """
+        future = {name: x for name, x in noise.items() if name != "action"}
+        seen = self.predict(obs, mode="video", noise=future, **asked)
+        done = self.predict(obs, mode="inverse", future=seen.future_latent, noise=noise, **prefix, **asked)
+        took = {stage: ms + done.timings_ms[stage] for stage, ms in seen.timings_ms.items()}
+        return Prediction(done.action, seen.future_latent, seen.future_depth, took)
+
+    def _guidance(self, mode: Mode, asked: Guidance | float | None) -> Guidance:
+        """What `predict` was asked for in a mode, or else what is configured."""
+        if not mode.hears:
+            return Guidance()
+        cfg = self.config.diffusion
+        if asked is None:
+            asked = Guidance(
+                cfg.guidance, future_scale=cfg.guidance_future or None, channels=cfg.guidance_channels or None
+            )
+        elif not isinstance(asked, Guidance):
+            asked = Guidance(float(asked), channels=cfg.guidance_channels or None)
+        # Where nothing is imagined, its scale must not cost a second row.
+        return dataclasses.replace(asked, future_scale=None) if mode.denoised == ("action",) else asked
 
     def encode(self, frames: Tensor) -> Tensor:
         """Pictures (..., H, W, 3) uint8 as latents (..., C, h, w), float16."""
@@ -517,8 +595,9 @@ class PadPolicy(nn.Module):
             given = {}
             for camera in self.spec.future_cameras:
                 name = f"future.latent_{camera}"
-                frames = self.image_encoder.encode(future[camera].to(self.device)).float()
-                given[name] = self.fields.told(frames, presents[name])
+                frames = future[camera].to(self.device)
+                latents = frames if frames.is_floating_point() else self.image_encoder.encode(frames)
+                given[name] = self.fields.told(latents.float(), presents[name])
             return given
         return {}
 

@@ -29,7 +29,23 @@ from padpolicy.spec import PolicyConfig, PolicySpec
 
 FORMAT = 2
 # Settings that older policies lack: their default is what was done before.
-CAME_LATER = ("prefix_noise", "prefix_sum", "stem_depth", "family")
+CAME_LATER = (
+    "prefix_noise",
+    "prefix_sum",
+    "stem_depth",
+    "family",
+    "conditioning",
+    "one_pose_token",
+    "resnet_stages",
+    "loss",
+    "schedule",
+    "schedule_shift",
+    "tau_density",
+    "sampler",
+    "clip_action",
+    "guidance_future",
+    "guidance_channels",
+)
 HUB = "hub:"  # `hub:OWNER/NAME` is a policy on the Hugging Face hub, `hub:OWNER/NAME@REVISION` one version of it
 FILES = ["policy.json", "model.safetensors", "monitor.json", "image_encoder/*", "text_encoder/*"]
 
@@ -195,7 +211,7 @@ def read_settings(folder: Path) -> Saved:
         config = PolicyConfig(
             spec=_whole(PolicySpec, text["config"]["spec"]),
             model=_whole(ModelConfig, text["config"]["model"]),
-            diffusion=_whole(DiffusionConfig, text["config"]["diffusion"]),
+            diffusion=_whole(DiffusionConfig, _with_answers(text["config"]["diffusion"])),
             encoders=_whole(EncodersConfig, text["config"]["encoders"]),
         )
         normalizer, depth = Normalizer.from_json(text["normalizer"]), _whole(DepthScale, text["depth"])
@@ -218,6 +234,13 @@ def read_settings(folder: Path) -> Saved:
             "run again."
         )
     return Saved(config, normalizer, depth, fingerprints, bundle)
+
+
+def _with_answers(diffusion: dict[str, Any]) -> dict[str, Any]:
+    """What a ddpm network says was no setting before there were schedules to choose from: it was the noise."""
+    if diffusion["objective"] == "ddpm" and "schedule" not in diffusion:
+        return diffusion | {"predict_action": "noise", "predict_future": "noise"}
+    return diffusion
 
 
 def _whole(kind: type, values: dict[str, Any]) -> Any:
@@ -274,8 +297,7 @@ def load_fitting(policy: PadPolicy, name: str | Path) -> list[str]:
     """
     folder = find_policy(name)
     theirs, ours = read_settings(folder).config.diffusion, policy.config.diffusion
-    flow = theirs.objective == ours.objective == "flow"  # predict_* mean nothing to ddpm
-    for key in ["objective", *["predict_action"] * flow]:
+    for key in ("objective", "predict_action"):
         if (there := getattr(theirs, key)) != (here := getattr(ours, key)):
             raise CheckpointError(
                 f"{folder} was trained with diffusion.{key}={there}, this policy has {here}: its answers would be read "
@@ -284,7 +306,7 @@ def load_fitting(policy: PadPolicy, name: str | Path) -> list[str]:
     weights, own = _read_weights(folder), policy.state_dict()
     if theirs.learn_variance != ours.learn_variance:
         weights = {k: w for k, w in weights.items() if ".heads." not in k}
-    if theirs.future != ours.future or (flow and theirs.predict_future != ours.predict_future):
+    if theirs.future != ours.future or theirs.predict_future != ours.predict_future:
         weights = {k: w for k, w in weights.items() if ".heads.future_" not in k}
     fitting = {k: w.to(own[k].dtype) for k, w in weights.items() if k in own and w.shape == own[k].shape}
     if not fitting:

@@ -122,7 +122,7 @@ class FakePolicy:
     def __init__(self, noise: float = 0.2, **changes: Any):
         self.spec, self.noise = spec(**changes), noise
         self.batches: list[int] = []  # sizes of the batches it was asked for
-        self.acts_in = "policy"
+        self.acts_in, self.imagines_in = "policy", "joint" if self.spec.future_cameras else ""
 
     def noise_shapes(self, mode):
         shapes = {"action": (self.spec.chunk_steps, 1)}

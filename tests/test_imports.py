@@ -41,9 +41,10 @@ ALLOWED: dict[str, set[str]] = {
     "fields": POLICY_PARTS,
     "policy": {"policy", "fields"} | POLICY_PARTS,
     "saving": {"policy"} | POLICY_PARTS,
+    "released": {"policy", "saving"} | POLICY_PARTS,
     "control": {"control", "policy", "saving", "data.actions", "data.letterbox", "encoders.fingerprint"},
     "evaluation": {"evaluation", "control", "policy", "saving", "data"},
-    "training": {"training", "evaluation", "control", "policy", "saving", "data"} | POLICY_PARTS,
+    "training": {"training", "evaluation", "control", "policy", "saving", "released", "data"} | POLICY_PARTS,
 }
 TOP = {
     "cli",

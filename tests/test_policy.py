@@ -416,15 +416,36 @@ def test_future_tokens_stand_on_the_present_of_their_own_place_and_camera():
 
 
 @pytest.mark.parametrize(
-    ("modes", "acts_in"),
-    [({"policy": 1.0}, "policy"), ({"policy": 0.1, "joint": 1.0}, "policy"), ({"joint": 1.0}, "joint"), ({}, "policy")],
+    ("modes", "acts_in", "imagines_in"),
+    [
+        ({"policy": 1.0}, "policy", ""),
+        ({"policy": 0.1, "joint": 1.0}, "policy", "joint"),
+        ({"joint": 1.0}, "joint", "joint"),
+        ({"video": 0.5, "inverse": 0.5}, "video_inverse", "video_inverse"),
+        ({"video": 1.0}, "policy", ""),
+        ({}, "policy", ""),
+    ],
 )
-def test_a_policy_acts_in_the_mode_its_actions_were_trained_in(modes, acts_in):
+def test_a_policy_acts_in_the_mode_its_actions_were_trained_in(modes, acts_in, imagines_in):
     policy = small_policy(modes=modes)
     obs = batch_of(robot_sample(0))
     noise = {name: torch.zeros(1, *shape) for name, shape in policy.noise_shapes(policy.acts_in).items()}
-    assert policy.acts_in == acts_in
+    assert (policy.acts_in, policy.imagines_in) == (acts_in, imagines_in)
     assert policy.predict(obs, mode=policy.acts_in, noise=noise).action.shape == (1, CHUNK, 3)
+
+
+def test_in_two_stages_the_actions_are_those_that_lead_to_the_imagined_frames():
+    policy, obs = small_policy(), batch_of(robot_sample(0), robot_sample(1))
+    noise = {name: torch.randn(2, *shape) for name, shape in policy.noise_shapes("video_inverse").items()}
+    found = policy.predict(obs, mode="video_inverse", noise=noise)
+    seen = policy.predict(obs, mode="video", noise={name: x for name, x in noise.items() if name != "action"})
+    assert torch.equal(found.future_latent["front"], seen.future_latent["front"])
+    assert torch.equal(found.future_depth["front"], seen.future_depth["front"])
+    done = policy.predict(obs, mode="inverse", future=seen.future_latent, noise={"action": noise["action"]})
+    assert torch.equal(found.action, done.action)
+    other = {"front": seen.future_latent["front"] + 1}
+    changed = policy.predict(obs, mode="inverse", future=other, noise={"action": noise["action"]})
+    assert not torch.allclose(changed.action, done.action)
 
 
 @pytest.mark.parametrize(("mode", "executed"), [("policy", 0), ("joint", 0), ("forward", 1), ("inverse", 1)])

@@ -255,7 +255,7 @@ def test_answers_that_mean_something_else_are_not_taken_over(another, settings) 
 
 def test_heads_with_a_variance_are_not_those_without(tmp_path) -> None:
     save_policy(small_policy(objective="ddpm"), tmp_path / "p")
-    policy = small_policy(objective="ddpm", predict_action="clean", learn_variance=True)  # clean: flow only
+    policy = small_policy(objective="ddpm", learn_variance=True)
     fresh = load_fitting(policy, tmp_path / "p")
     assert fresh == [name for name in policy.state_dict() if ".heads." in name]
 

@@ -97,7 +97,7 @@ class LocalBrain:
         from padpolicy.batch import collate
 
         policy, batch = self.policy, collate([request.sample])
-        mode = "joint" if request.imagine else policy.acts_in
+        mode = policy.imagines_in if request.imagine else policy.acts_in
         noise = {}
         for name, shape in policy.noise_shapes(mode).items():
             drawn = draws.generator(request.seed, request.number, 0, f"plan/{name}")
@@ -194,8 +194,7 @@ def local_brain(checkpoint: str, device: str, threads: int, compile: bool = Fals
         torch.set_num_threads(threads)
     policy = load_policy(checkpoint, device=pick_device(device)).prepare(compile)
     learned = policy.config.diffusion
-    imagines = bool(policy.spec.future_cameras) and learned.modes.get("joint", 0) > 0
-    return LocalBrain(policy, imagines, learned.prefix_share > 0)
+    return LocalBrain(policy, bool(policy.imagines_in), learned.prefix_share > 0)
 
 
 def blank(spec: PolicySpec) -> Sample:

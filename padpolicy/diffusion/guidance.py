@@ -19,11 +19,16 @@ class Guidance:
     """How strongly the words count.
 
     Args:  scale: 1 is none.   prompts: extra (text, weight) beside the own, of weight 1.   negative: instead of null.
+           future_scale: of imagined futures; None: as of actions.
+           channels: how many leading channels of an imagined latent are guided (DiT's released sampler: 3 of 4); None:
+               all. The others, and a learned variance, are what the prompts say.
     """
 
     scale: float = 1.0
     prompts: Sequence[tuple[str, float]] = ()
     negative: str | None = None
+    future_scale: float | None = None
+    channels: int | None = None
 
     @property
     def copies(self) -> int:
@@ -32,15 +37,16 @@ class Guidance:
 
     @property
     def plain(self) -> bool:
-        return self.scale == 1.0 and not self.prompts
+        return self.scale == 1.0 and self.future_scale in (None, 1.0) and not self.prompts
 
     def texts(self, own: str | None) -> list[str | None]:
         """The prompts of one sample in the order `combine` expects; None is the null text."""
         return [own] if self.plain else [own, *(text for text, _ in self.prompts), self.negative]
 
-    def combine(self, out_SB: Tensor) -> Tensor:
+    def combine(self, out_SB: Tensor, future: bool = False, axis: int = -1, guided: int | None = None) -> Tensor:
         """(B * copies, ...), each sample's copies one after the other -> (B, ...).
 
+        Args:  future: by the scale of futures.   guided: so many leading entries of `axis`; None: all.
         Raises:  ValueError if the weights of the prompts sum to 0.
         """
         if self.plain:
@@ -50,5 +56,10 @@ class Guidance:
         if float(weights.sum()) == 0:
             raise ValueError(f"guidance: the prompts' weights {weights.tolist()} sum to 0")
         weights = (weights / weights.sum()).reshape(1, -1, *([1] * (out.ndim - 2)))
-        prompts, base = out[:, :-1], out[:, -1]
-        return base + self.scale * ((weights * prompts).sum(1) - base)
+        prompts, base = (weights * out[:, :-1]).sum(1), out[:, -1]
+        scale = self.scale if self.future_scale is None or not future else self.future_scale
+        combined = base + scale * (prompts - base)
+        rest = 0 if guided is None else combined.shape[axis] - guided
+        if rest <= 0:
+            return combined
+        return torch.cat([combined.narrow(axis, 0, guided), prompts.narrow(axis, guided, rest)], axis)

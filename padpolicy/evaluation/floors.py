@@ -25,7 +25,8 @@ class Blinded:
     """
 
     def __init__(self, policy: Policy, absent: tuple[str, ...]):
-        self.policy, self.absent, self.spec, self.acts_in = policy, absent, policy.spec, policy.acts_in
+        self.policy, self.absent, self.spec = policy, absent, policy.spec
+        self.acts_in, self.imagines_in = policy.acts_in, policy.imagines_in
 
     def noise_shapes(self, mode: str) -> dict[str, tuple[int, ...]]:
         return self.policy.noise_shapes(mode)

@@ -62,8 +62,10 @@ def imagination_report(
     Raises:   ValueError if the policy imagines nothing, or no two episodes of a family are long enough.
     """
     spec = policy.spec
-    if not spec.future_cameras:
-        raise ValueError("imagination=STORE: this policy imagines no camera (data.future_cameras was empty).")
+    if not policy.imagines_in:
+        raise ValueError(
+            "imagination=STORE: this policy never learned to imagine (data.future_cameras and diffusion.modes.joint)."
+        )
     store = Store.open(store_path)
     chosen = _choose(store, spec, samples, seed)
     if not chosen:
@@ -158,7 +160,7 @@ def _measure(policy: Policy, group: _Group, seed: int, steps: int | None) -> dic
     obs, n = collate(group.samples), len(group.samples)
     true_latent = policy.encode(torch.from_numpy(group.then[camera])).float().cpu()  # (N, F, C, h, w)
 
-    imagined = _futures(policy, obs, camera, seed, mode="joint", steps=steps)
+    imagined = _futures(policy, obs, camera, seed, mode=policy.imagines_in, steps=steps)
     distance = torch.cdist(imagined[:, -1].flatten(1), true_latent[:, -1].flatten(1)).numpy()
     found = {"retrieved": (distance.argmin(1) == np.arange(n)).astype(float), "episode": group.episode}
     now_latent = policy.encode(torch.from_numpy(group.now)).float().cpu()

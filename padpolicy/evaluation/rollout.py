@@ -323,7 +323,7 @@ def _imagine(policy: Policy, cfg: EvalConfig, runs: list[_Run]) -> None:
     spec = policy.spec
     for run in runs:
         film, steps = run.result.film, run.result.steps
-        if film is not None and film.camera in spec.future_cameras:
+        if film is not None and film.camera in spec.future_cameras and policy.imagines_in:
             sample = run.buffer.sample(spec, run.result.instruction, spec.robot, run.index)
             noise = plan_noise(policy, run.spec, len(film.imagined), cfg.temperature)
             frames = imagine(policy, cfg, sample, noise, film.camera, seed=run.spec.seed + steps)
@@ -338,8 +338,8 @@ def predict_actions(
         collate(samples),
         mode=policy.acts_in,
         noise=_stacked(noise),
-        generator=torch.Generator().manual_seed(cfg.seed),  # for samplers that draw on the way; flow does not
         guidance=cfg.guidance or None,
+        sampler=cfg.sampler or None,
         steps=cfg.steps or None,
     )
     assert prediction.action is not None  # both modes to act in give actions
@@ -352,10 +352,11 @@ def imagine(
     """The frames (F, H, W, 3) uint8 that the policy expects, jointly with the plan that starts from `noise`."""
     prediction = policy.predict(
         collate([sample]),
-        mode="joint",
+        mode=policy.imagines_in,
         noise=_stacked([noise]),
         generator=torch.Generator().manual_seed(seed),
         guidance=cfg.guidance or None,
+        sampler=cfg.sampler or None,
         steps=cfg.steps or None,
     )
     return policy.decode(prediction.future_latent[camera][0]).cpu().numpy()

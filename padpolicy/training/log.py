@@ -46,7 +46,9 @@ class Log:
         with averaged(policy, ema):
             batch = batch.select(torch.arange(min(rows, len(batch))))
             generator = torch.Generator().manual_seed(0)
-            mode = "joint" if policy.spec.action else "video"  # without statistics of actions, none can be denoised
+            mode = policy.imagines_in if policy.spec.action else "video"  # without statistics, no action is denoised
+            if not mode:
+                return
             prediction = policy.predict(batch, mode=mode, generator=generator)
             for camera, latent in prediction.future_latent.items():
                 if not {f"future.latent_{camera}", f"future.rgb_{camera}"} & batch.fields.keys():

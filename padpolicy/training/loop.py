@@ -24,6 +24,7 @@ from padpolicy.config import TrainConfig
 from padpolicy.data.dataset import BatchStream, loader
 from padpolicy.device import autocast, pick_device
 from padpolicy.policy import PadPolicy
+from padpolicy.released import is_released, start_from
 from padpolicy.saving import load_fitting
 from padpolicy.training import checkpoint
 from padpolicy.training.augment import augment
@@ -52,7 +53,8 @@ def train(cfg: TrainConfig, progress: Progress = lambda step, numbers: None) -> 
         torch.manual_seed(cfg.seed)  # the initial weights; nothing else draws from the global generator
         data = open_data(cfg, device, here)
         policy = build_policy(cfg, data, device, (begun.normalizer, begun.depth) if begun else None)
-        fresh = load_fitting(policy, cfg.training.init) if cfg.training.init and not begun else []
+        begin = start_from if is_released(cfg.training.init) else load_fitting
+        fresh = begin(policy, cfg.training.init) if cfg.training.init and not begun else []
         untaught = [k for k in (fresh if cfg.training.init else policy.state_dict()) if ".glance." in k]
         if untaught and not begun and here.leads:
             warnings.warn(

@@ -71,7 +71,7 @@ def test_a_policy_that_ignores_actions_and_pictures_is_found_out(store):
 
 
 def test_what_cannot_be_measured_is_said(store):
-    with pytest.raises(ValueError, match="imagines no camera"):
+    with pytest.raises(ValueError, match="never learned to imagine"):
         imagination_report(fakes.FakePolicy(future_cameras=[]), store)
     with pytest.raises(ValueError, match="last longer than the 5 s"):
         imagination_report(fakes.FakePolicy(future_offsets_s=[5.0]), store)
