@@ -215,7 +215,10 @@ def test_seeds_come_before_arms_and_commands_differ_only_where_they_should(tmp_p
     assert [command[0] for command in runner.stores.values()] == ["collect", "collect", "label"]
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "scripts" / "ablation").glob("*.yaml")), ids=lambda path: path.stem)
+STUDIES = [*sorted((ROOT / "scripts" / "ablation").glob("*.yaml")), ablate.FAMILIES]
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
 def test_every_study_composes(path, tmp_path):
     study = ablate.load_study(path)
     ablate.Runner(study, tmp_path, threads=1).check(ablate.cells_of(study, tmp_path))

@@ -86,6 +86,14 @@ MISTAKES = [
     ("eval", ["out=x", "checkpoint=c", "floor=ceiling"], r"floor='ceiling': expected one of"),
     ("eval", ["out=x", "checkpoint=c", "episodes_per_task=0"], r"episodes_per_task=0: at least 1"),
     ("collect", ["out=x", "noise=-1"], r"noise=-1\.0: a share"),
+    ("bench", ["what=family"], r"bench family needs out=FOLDER"),
+    ("train", [*TRAIN, "family=unett"], r"unknown 'family=unett'\. configs/family/ has: .*unet"),
+    (
+        "train",
+        [*TRAIN, "family=unet", "diffusion.modes.joint=1"],
+        r"unknown mode 'joint'.*model.family=unet has policy",
+    ),
+    ("train", [*TRAIN, "family=unet", "data.videos=[v]"], r"video_modes: unknown mode 'video'.*=unet has policy"),
 ]
 
 
@@ -114,6 +122,19 @@ def test_the_shortest_ddpm_schedule_ends_in_noise_and_no_further() -> None:
     shortest = config.load("train", [*TRAIN, *DDPM, "diffusion.train_steps=21", "diffusion.steps=7"]).diffusion
     assert alphas_cumprod(shortest.train_steps).min() > 0
     assert alphas_cumprod(shortest.train_steps - 1).min() <= 0
+
+
+@pytest.mark.parametrize("experiment", [name for name in config.groups()["experiment"] if name != "pad_paper"])
+@pytest.mark.parametrize("family", config.groups()["family"])
+def test_a_family_stands_above_an_experiment_and_below_the_command_line(family: str, experiment: str) -> None:
+    """What makes it that family holds whatever else an experiment sets."""
+    asked = [f"experiment={experiment}", f"family={family}", "out=o", "data.path=d", "data.videos=[]"]
+    cfg = config.load("train", [*asked, "model.width=96", "model.heads=4"])
+    needed = {"unipi": "video inverse", "susie": "video inverse", "pad": "joint"}.get(family, "policy").split()
+    assert {mode for mode, share in cfg.diffusion.modes.items() if share} == set(needed)
+    assert cfg.model.width == 96
+    assert cfg.model.family == (family if family in config.FAMILIES else "padpolicy")
+    assert (cfg.diffusion.objective == "ddpm") == (family in ("pad", "unet", "transformer"))
 
 
 def test_modes_that_are_not_named_keep_their_share() -> None:
