@@ -93,7 +93,9 @@ def finished(
         ablate.write(cell.record, {"asked": runner.asked(cell), "commands": [f"padpolicy {arm} {seed}"]})
         run = out / f"{arm}-{seed}" / "run"
         run.mkdir(parents=True)
-        (run / "metrics.jsonl").write_text('{"kind": "train", "step": 50, "samples_per_s": 8.0}\n')
+        lines = [{"kind": "train", "step": 50, "samples_per_s": 8.0}]
+        lines += [{"kind": "validation", "step": step, "loss_action": 2.0 / step + seed} for step in (1, 50)]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         (run / "config.json").write_text('{"training": {"steps": 20, "batch_size": 4}}')
         results = {"outcomes": found, "seed": 7, "commit": "c", "episode_list_sha256": scenes}
         results["protocol"] = protocol or {}
@@ -117,12 +119,15 @@ def test_the_table_pairs_seeds_tasks_and_scenes(tmp_path, monkeypatch):
         assert arms[arm]["success_rate"] == pytest.approx(won[i].mean())
         assert list(arms[arm]["tasks"].values()) == pytest.approx(won[i].mean((0, 2)))
         assert arms[arm]["train_seconds"] == 10
+        assert arms[arm]["validation_loss"] == pytest.approx(2 / 50 + 0.5)
     minus = arms["often"]["minus"]
     assert minus["mean"] == pytest.approx(won[1].mean() - won[0].mean())
     assert list(minus["by_seed"].values()) == pytest.approx((won[1] - won[0]).mean((1, 2)))
     assert minus["ci95"][0] < minus["mean"] < minus["ci95"][1]
     text = (out / "table.md").read_text()
     assert "2 x 10" in text
+    widths = {len(line.split(" | ")) for line in text.split("\n\n")[1].splitlines()}
+    assert widths == {10} and "| 0.5400 |" in text
     assert "padpolicy base 0\npadpolicy often 0\n" in text
 
 

@@ -267,16 +267,25 @@ def results_of(cell: Cell) -> dict[str, Any] | None:
         return None
 
 
+def logged(run: Path) -> list[dict[str, Any]]:
+    """What a training has logged; a line that was cut short is left out."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines() if line.endswith("}")]
+
+
 def pace(run: Path) -> float | None:
     """Samples a second of a training, by its last log line; an interrupted one's own clock would not say."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines() if line.endswith("}")]
-    return next((line["samples_per_s"] for line in reversed(lines) if "samples_per_s" in line), None)
+    return next((line["samples_per_s"] for line in reversed(logged(run)) if "samples_per_s" in line), None)
 
 
 def training_seconds(run: Path) -> float | None:
     """How long all updates take at that pace."""
     training, samples_per_s = json.loads((run / "config.json").read_text())["training"], pace(run)
     return training["steps"] * training["batch_size"] / samples_per_s if samples_per_s else None
+
+
+def validation_loss(run: Path) -> float | None:
+    """The last one, of the actions; None where nothing was held out."""
+    return next((line["loss_action"] for line in reversed(logged(run)) if line["kind"] == "validation"), None)
 
 
 def costs(cells: list[Cell]) -> dict[str, float]:
@@ -321,6 +330,7 @@ def summarise(study: Study, runner: Runner, cells: list[Cell]) -> dict[str, Any]
         won = outcomes(name, list(by_seed))
         runs = [runner.run_of(study.arms[name].policy or name, seed) for seed in by_seed]
         seconds = [s for run in runs if (s := training_seconds(run)) is not None]
+        held_out = [loss for run in runs if (loss := validation_loss(run)) is not None]
         arms[name] = {
             "why": study.arms[name].why,
             "success_rate": float(won.mean()),
@@ -328,6 +338,7 @@ def summarise(study: Study, runner: Runner, cells: list[Cell]) -> dict[str, Any]
             "seeds": list(by_seed),
             "episodes_per_seed": won.shape[1],
             "train_seconds": float(np.mean(seconds)) if seconds else None,
+            "validation_loss": float(np.mean(held_out)) if held_out else None,
             "tasks": {
                 task: float(np.mean([results["outcomes"][task] for results in by_seed.values()]))
                 for task in next(iter(by_seed.values()))["outcomes"]
@@ -368,10 +379,13 @@ def table(name: str, summary: dict[str, Any]) -> str:
     head = ["arm", "success", "95 %", "seeds x episodes", "difference", "95 %", "by seed", "training", "what it is"]
     timed = any("costs" in row for row in arms.values())
     head[-1:-1] = ["parameters", "samples/s", "a plan"] if timed else []
+    held_out = any(row["validation_loss"] is not None for row in arms.values())
+    head[2:2] = ["validation loss"] if held_out else []
     rows = []
     for arm, row in arms.items():
         low, high = row["ci95"]
         cells = [arm, f"{row['success_rate']:.1%}", f"{low:.1%} to {high:.1%}"]
+        cells[2:2] = [f"{row['validation_loss']:.4f}"] if held_out else []
         cells.append(f"{len(row['seeds'])} x {row['episodes_per_seed']}")
         if minus := row.get("minus"):
             low, high = minus["ci95"]
