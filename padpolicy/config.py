@@ -498,6 +498,7 @@ _SAMPLERS = ("auto", *SAMPLERS["flow"], *SAMPLERS["ddpm"])
 _CHOICES = {
     "model.family": tuple(FAMILIES),
     "model.eyes": ("latents", "stem", "resnet"),
+    "model.resnet_stages": (1, 2, 3, 4),
     "model.text": ("tokens", "pooled", "both"),
     "model.conditioning": ("in_context", "cross_attention", "adaln", "adaln_zero"),
     "diffusion.objective": ("flow", "ddpm"),
@@ -533,7 +534,6 @@ _AT_LEAST = {
     "data.chunk_steps": 1,
     "data.workers": 0,
     "image_size": 1,
-    "model.resnet_stages": 1,
     "diffusion.action_draws": 1,
     "diffusion.steps": 1,
     "diffusion.clip_action": 0,
@@ -632,6 +632,7 @@ def load(verb: str, overrides: Sequence[str] = ()) -> Any:
     for name, schema in SCHEMAS.items():
         store.store(name=f"{name}_schema", node=schema)
     GlobalHydra.instance().clear()
+    _one_family(verb, overrides)
     try:
         with initialize_config_dir(str(shipped("configs")), version_base="1.3"):
             tree = compose(verb, overrides=list(overrides))
@@ -649,6 +650,17 @@ def load(verb: str, overrides: Sequence[str] = ()) -> Any:
         cfg.demonstrations, cfg.imagination = _shipped_data(cfg.demonstrations), _shipped_data(cfg.imagination)
     check(cfg)
     return cfg
+
+
+def _one_family(verb: str, overrides: Sequence[str]) -> None:
+    """Raises ConfigError for a family beside an experiment that is one: neither would be whole."""
+    chosen = dict(override.split("=", 1) for override in overrides if "=" in override)
+    file = shipped("configs") / "experiment" / f"{chosen.get('experiment')}.yaml"
+    if "family" in chosen and file.is_file() and "/family/" in file.read_text():
+        raise ConfigError(
+            f"padpolicy {verb}: experiment={chosen['experiment']} is a family already; give it without "
+            f"family={chosen['family']}, or that one with another experiment."
+        )
 
 
 def _shipped_data(path: str) -> str:
@@ -690,7 +702,8 @@ def changed(before: dict[str, Any], cfg: TrainConfig) -> list[str]:
             return [split_weight(path)[1] for path in was or ()] == [split_weight(path)[1] for path in now or ()]
         return key in _MAY_CHANGE or key.split(".")[0] in _MAY_CHANGE
 
-    then, now = _flat(before), _flat(to_dict(cfg))
+    default = to_dict(TrainConfig(out=cfg.out))  # what a setting that came later was before
+    then, now = _flat(default) | _flat(before), _flat(to_dict(cfg))
     pairs = {key: (then.get(key), now.get(key)) for key in (*now, *then)}
     return [f"{key} was {a!r}, is {b!r}" for key, (a, b) in pairs.items() if a != b and not may(key, a, b)]
 
@@ -805,7 +818,11 @@ def _check_train(cfg: TrainConfig, need: Callable[[bool, str], None]) -> None:
     need(
         all(o > 0 for o in data.future_offsets_s), f"data.future_offsets_s={data.future_offsets_s}: seconds after now."
     )
-    need(model.width % model.heads == 0, f"model.width={model.width} is not a multiple of model.heads={model.heads}.")
+    headless = model.family == "unet"
+    need(
+        headless or model.width % model.heads == 0,
+        f"model.width={model.width} is not a multiple of model.heads={model.heads}.",
+    )
     need(model.width % 4 == 0, f"model.width={model.width}: 2-D positions need a multiple of 4.")
     need(
         model.depth_size % model.depth_patch == 0,
@@ -831,6 +848,24 @@ def _check_train(cfg: TrainConfig, need: Callable[[bool, str], None]) -> None:
     need(
         not any(vars(cfg.augment).values()) or not data.cache_latents,
         "augment changes pictures, and data.cache_latents=true keeps what they looked like: set it to false.",
+    )
+    trained = {mode for mode, share in diffusion.modes.items() if share > 0}
+    need(
+        not diffusion.prefix_share or bool(trained & {"policy", "joint"}),
+        f"diffusion.prefix_share={diffusion.prefix_share} teaches prefixes in the modes policy and joint, of which "
+        "diffusion.modes has none: set prefix_share=0.",
+    )
+    if trained == {"video", "inverse"}:  # acts by both, one after the other
+        ahead_s, chunk_s = max(data.future_offsets_s, default=0), data.chunk_steps * data.dt_s
+        need(
+            abs(ahead_s - chunk_s) <= data.dt_s / 2,
+            f"data.future_offsets_s={data.future_offsets_s}: the last frame is where the actions lead, and "
+            f"data.chunk_steps={data.chunk_steps} of data.dt_s={data.dt_s:g} end at {chunk_s:g} s.",
+        )
+    unguided = diffusion.guidance == 1 and diffusion.guidance_future in (0, 1)
+    need(
+        unguided or diffusion.text_dropout > 0,
+        "diffusion.guidance compares with the null text, which diffusion.text_dropout=0 never teaches.",
     )
     known = FAMILIES[model.family] or ("policy", "joint", "forward", "inverse", "video")
     for name, modes in (("modes", diffusion.modes), ("video_modes", diffusion.video_modes)):

@@ -72,6 +72,13 @@ class Fields:
             x = x.index_copy(0, rows, encoded)
         return x
 
+    def _seen(self, batch: Batch, camera: str, presents: dict[str, Tensor]) -> Tensor | None:
+        """Observed latents of a camera; where they are only those of the present, they are not encoded again."""
+        present_B1Chw = presents.get(f"future.latent_{camera}") if self.config.spec.obs_steps == 1 else None
+        if present_B1Chw is not None and bool(self.has_frames(batch, "obs", camera).any()):
+            return present_B1Chw
+        return self._latents(batch, "obs", camera)
+
     def actions(self, batch: Batch) -> Tensor:
         """(B, T, A) in the normaliser's units, 0 where absent."""
         return self._normalized(batch, "action")
@@ -141,7 +148,7 @@ class Fields:
                     has[f"rgb_{camera}"] = batch.has[name]
                     rgb = present(batch.fields[name].float() / 127.5 - 1, batch.has[name])
                     pixels[camera] = torch.cat([rgb, *self._depth_pixels(batch, camera, rgb)], -1)
-            elif (x := self._latents(batch, "obs", camera)) is not None:
+            elif (x := self._seen(batch, camera, presents or {})) is not None:
                 latents[camera] = x
                 has[f"rgb_{camera}"] = self.has_frames(batch, "obs", camera)
         for camera in [] if self.config.model.stem_depth else self.config.spec.depth_cameras:

@@ -119,7 +119,7 @@ class Policy(Protocol):
 
 
 class PadPolicy(nn.Module):
-    """One diffusion transformer over the future and the actions.
+    """Encoders, a normaliser, a network of some family (model/families.py) and its diffusion.
 
     Only the network is trained and saved as weights. The frozen encoders are referred to by name and fingerprint.
 
@@ -171,7 +171,7 @@ class PadPolicy(nn.Module):
         """
         trained = [mode for mode, share in self.config.diffusion.modes.items() if share > 0]
         if "policy" in trained or not {"joint", "inverse"} & set(trained):
-            return "policy"
+            return "policy" if "policy" in self.network.modes else "joint"
         return "joint" if "joint" in trained else STAGED
 
     @property
@@ -448,7 +448,7 @@ class PadPolicy(nn.Module):
             return self._in_stages(obs, noise or {}, {"prefix": prefix, "prefix_len": prefix_len}, asked)
         started = time.perf_counter()
         if mode not in self.network.modes:
-            raise ValueError(f"mode={mode!r}: expected one of {', '.join(self.network.modes)}")
+            raise ValueError(f"mode={mode!r}: expected one of {', '.join(self.network.modes)}, {STAGED}")
         table = self.network.modes[mode]
         axes = {"action" if group == "action" else "future" for group in table.groups}
         obs = _in_mode(table, obs.to(self.device))

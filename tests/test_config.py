@@ -86,6 +86,11 @@ MISTAKES = [
     ("eval", ["out=x", "checkpoint=c", "floor=ceiling"], r"floor='ceiling': expected one of"),
     ("eval", ["out=x", "checkpoint=c", "episodes_per_task=0"], r"episodes_per_task=0: at least 1"),
     ("collect", ["out=x", "noise=-1"], r"noise=-1\.0: a share"),
+    ("train", ["experiment=pad_paper", "family=unet", *TRAIN], r"experiment=pad_paper is a family already"),
+    ("train", [*TRAIN, "family=unipi", "data.chunk_steps=9"], r"future_offsets_s=.*chunk_steps=9.* end at 0\.9 s"),
+    ("train", [*TRAIN, "family=unipi", "diffusion.prefix_share=0.5"], r"prefix_share=0\.5 teaches .*policy and joint"),
+    ("train", [*TRAIN, "family=pad", "diffusion.guidance=3"], r"text_dropout=0 never teaches"),
+    ("train", [*TRAIN, "model.resnet_stages=5"], r"resnet_stages=5: expected one of 1, 2, 3, 4"),
     ("bench", ["what=family"], r"bench family needs out=FOLDER"),
     ("train", [*TRAIN, "family=unett"], r"unknown 'family=unett'\. configs/family/ has: .*unet"),
     (
@@ -128,13 +133,22 @@ def test_the_shortest_ddpm_schedule_ends_in_noise_and_no_further() -> None:
 @pytest.mark.parametrize("family", config.groups()["family"])
 def test_a_family_stands_above_an_experiment_and_below_the_command_line(family: str, experiment: str) -> None:
     """What makes it that family holds whatever else an experiment sets."""
-    asked = [f"experiment={experiment}", f"family={family}", "out=o", "data.path=d", "data.videos=[]"]
+    asked = [f"experiment={experiment}", f"family={family}", "out=o", "data.path=d", "data.videos=[]", "data.dt_s=0.1"]
     cfg = config.load("train", [*asked, "model.width=96", "model.heads=4"])
     needed = {"unipi": "video inverse", "susie": "video inverse", "pad": "joint"}.get(family, "policy").split()
     assert {mode for mode, share in cfg.diffusion.modes.items() if share} == set(needed)
     assert cfg.model.width == 96
     assert cfg.model.family == (family if family in config.FAMILIES else "padpolicy")
     assert (cfg.diffusion.objective == "ddpm") == (family in ("pad", "unet", "transformer"))
+
+
+def test_a_setting_that_came_later_was_its_default_before():
+    cfg = config.load("train", TRAIN)
+    before = config.to_dict(cfg)
+    del before["diffusion"]["loss"], before["model"]["family"]
+    assert config.changed(before, cfg) == []
+    cfg.diffusion.loss = "bound"
+    assert config.changed(before, cfg) == ["diffusion.loss was 'auto', is 'bound'"]
 
 
 def test_modes_that_are_not_named_keep_their_share() -> None:

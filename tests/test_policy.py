@@ -434,6 +434,14 @@ def test_a_policy_acts_in_the_mode_its_actions_were_trained_in(modes, acts_in, i
     assert policy.predict(obs, mode=policy.acts_in, noise=noise).action.shape == (1, CHUNK, 3)
 
 
+def test_the_present_is_encoded_once_a_plan(monkeypatch):
+    policy, obs, calls = small_policy(coupling="pad"), batch_of(robot_sample(0)), []
+    encode = policy.image_encoder.encode
+    monkeypatch.setattr(policy.image_encoder, "encode", lambda rgb: calls.append(rgb.shape) or encode(rgb))
+    policy.predict(obs, mode="joint")
+    assert len(calls) == 2  # front, seen and imagined; wrist
+
+
 def test_in_two_stages_the_actions_are_those_that_lead_to_the_imagined_frames():
     policy, obs = small_policy(), batch_of(robot_sample(0), robot_sample(1))
     noise = {name: torch.randn(2, *shape) for name, shape in policy.noise_shapes("video_inverse").items()}

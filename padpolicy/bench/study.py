@@ -136,7 +136,14 @@ class Runner:
         init = self.asked(dataclasses.replace(cell, arm=arm.init)) if arm.init else ""
         train = self.study.common + arm.train
         data = self.study.data | self.study.labels
-        return {"data": data, "updates": self.study.updates, "train": train, "init": init, "evaluate": evaluate}
+        return {
+            "data": data,
+            "updates": self.study.updates,
+            "plans": self.study.plans,
+            "train": train,
+            "init": init,
+            "evaluate": evaluate,
+        }
 
     def check(self, cells: list[Cell]) -> None:
         """Composes every command and compares what stands in the folder with the file, before anything is run.
@@ -294,7 +301,11 @@ def costs(cells: list[Cell]) -> dict[str, float]:
 
     timed = [json.loads((cell.folder / "latency.json").read_text()) for cell in cells]
     with safe_open(find_policy(cells[0].folder / "run") / "model.safetensors", "pt") as weights:
-        parameters = sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
+        parameters = sum(
+            math.prod(weights.get_slice(name).get_shape())
+            for name in weights.keys()  # noqa: SIM118
+            if not name.endswith("pos_embed")  # fixed
+        )
     paces = [samples_per_s for cell in cells if (samples_per_s := pace(cell.folder / "run"))]
     return {
         "parameters": parameters,

@@ -6,7 +6,7 @@
     unet           Diffusion Policy (arXiv:2303.04137), a 1-D U-Net over the actions; see diffusion_policy.py
     transformer    the same with a transformer decoder
 
-`family=NAME` on the command line chooses one together with what it needs (configs/family/).
+`family=NAME` on the command line chooses one of the others together with what it needs (configs/family/).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from padpolicy.model.diffusion_policy import GROUPS, Condition, TransformerNetwo
 from padpolicy.model.dit import DiT
 from padpolicy.model.network import Denoiser, Network
 from padpolicy.model.pad import PadNetwork
-from padpolicy.model.resnet_eyes import FEATURES, SMALLEST
+from padpolicy.model.resnet_eyes import FEATURES, smallest_side
 from padpolicy.model.tokens import Tokens
 from padpolicy.spec import PolicyConfig
 
@@ -69,8 +69,8 @@ def _padpolicy(config: PolicyConfig, channels: int, text_width: int, pooled_widt
 def _pad(config: PolicyConfig, channels: int, pooled_width: int, out_factor: int, downsample: int) -> PadNetwork:
     model, spec, coupling = config.model, config.spec, config.diffusion.coupling
     camera, depth_camera = ("".join(names[:1]) for names in (spec.future_cameras, spec.future_depth_cameras))
-    seen = {*spec.cameras, *spec.depth_cameras, *spec.future_cameras, *spec.future_depth_cameras}
-    if not camera or seen != {camera}:
+    depth = [spec.depth_cameras, spec.future_depth_cameras]
+    if not camera or not spec.cameras == spec.future_cameras == [camera] or depth not in ([[], []], [[camera]] * 2):
         raise ConfigError(
             f"model.family=pad looks through one camera and imagines it; data.cameras={spec.cameras}, depth_cameras="
             f"{spec.depth_cameras}, future_cameras={spec.future_cameras}, future_depth_cameras="
@@ -78,6 +78,8 @@ def _pad(config: PolicyConfig, channels: int, pooled_width: int, out_factor: int
         )
     for key, value, known in (
         ("diffusion.coupling", coupling, ("pad", "full")),
+        ("diffusion.times", config.diffusion.times, ("shared",)),
+        ("data.obs_steps", spec.obs_steps, (1,)),
         ("model.eyes", model.eyes, ("latents",)),
     ):
         if value not in known:
@@ -140,8 +142,8 @@ def _condition(config: PolicyConfig, pooled_width: int, said: int) -> Condition:
         raise ConfigError(
             f"model.eyes={model.eyes!r}: model.family={model.family} has 'resnet' (family={model.family})."
         )
-    if spec.cameras and spec.image_size < SMALLEST:
-        raise ConfigError(f"data.image_size={spec.image_size}: model.eyes=resnet sees nothing below {SMALLEST} pixels.")
+    if spec.cameras and spec.image_size < (smallest := smallest_side(model.resnet_stages)):
+        raise ConfigError(f"data.image_size={spec.image_size}: model.eyes=resnet sees nothing below {smallest} pixels.")
     for key in ("depth_cameras", "future_cameras", "future_depth_cameras"):
         if getattr(spec, key):
             raise ConfigError(

@@ -54,7 +54,7 @@ def _modulation(width: int, rows: int) -> nn.Sequential:
     return nn.Sequential(nn.SiLU(), nn.Linear(width, rows * width))
 
 
-class Block(nn.Module):
+class PadBlock(nn.Module):
     """A block under one of the four conditionings of DiT (arXiv:2212.09748, figure 3).
 
     "adaln_zero": time and text shift and scale what enters attention and MLP, and gate what leaves them; with zero
@@ -96,7 +96,7 @@ class Block(nn.Module):
         return shift1, scale1, all_of_it, shift2, scale2, all_of_it
 
 
-class FinalLayer(nn.Module):
+class PadFinalLayer(nn.Module):
     """Norm, modulation and a linear answer for each kind of token: "" rgb, "a_" poses, "d_" depth.
 
     Args:  out: kind -> numbers per token.   adaptive: whether time and text shift and scale, as they do in the blocks.
@@ -134,7 +134,7 @@ class PadNetwork(Denoiser):
            actions, action_dim: T and A, 0 without poses.   one_token: for all poses and the present one.
            depth_size, depth_patch: S and its patch side; 0 without depth.   depth_camera: whose.
            out_factor: answers per number, 2 with a learned variance.
-           masked: rgb sees neither poses nor depth.   conditioning: see Block.
+           masked: rgb sees neither poses nor depth.   conditioning: see PadBlock.
            train_steps: K; the network is told DDPM's step k = K tau - 1.   recompute: less memory, more time.
     """
 
@@ -191,9 +191,9 @@ class PadNetwork(Denoiser):
             self.register_buffer("d_pos_embed", square_positions(depth_cells, cells / depth_cells, width)[None])
             out["d_"] = depth_patch**2 * frames
             sizes.append(depth_cells**2)
-        self.blocks = nn.ModuleList([Block(width, heads, mlp_ratio, conditioning) for _ in range(depth)])
+        self.blocks = nn.ModuleList([PadBlock(width, heads, mlp_ratio, conditioning) for _ in range(depth)])
         out = {kind: out_factor * numbers for kind, numbers in out.items()}
-        self.final_layer = FinalLayer(width, out, adaptive=conditioning.startswith("adaln"))
+        self.final_layer = PadFinalLayer(width, out, adaptive=conditioning.startswith("adaln"))
         self.kinds, self.sizes = list(out), sizes  # of the tokens, in their order
 
         asked = 2 if conditioning == "in_context" else 0

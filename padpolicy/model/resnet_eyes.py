@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 KEYPOINTS, FEATURES = 32, 64  # per picture
-SMALLEST = 33  # pixels a side: smaller pictures end as one single place, which says nothing
 
 
 def spatial_softmax(x_NKhw: Tensor) -> Tensor:
@@ -24,8 +23,13 @@ def spatial_softmax(x_NKhw: Tensor) -> Tensor:
     return torch.stack([x, y], -1)
 
 
+def smallest_side(stages: int) -> int:
+    """Pixels: smaller pictures end as one single place, which says nothing."""
+    return 2 ** (stages + 1) + 1
+
+
 class ResnetEye(nn.Module):
-    """One camera: pixels (N, 3, H, W) in [-1, 1], at least 33 a side -> features (N, 64).
+    """One camera: pixels (N, 3, H, W) in [-1, 1], -> features (N, 64).
 
     Args:  stages: of the four; fewer make a smaller eye of finer maps (2: 0.7 M weights, maps of H / 8).
     """

@@ -277,6 +277,10 @@ def test_every_patch_size_gives_back_the_picture(patch):
     [
         ({"future_cameras": ["front", "wrist"]}, "looks through one camera"),
         ({"cameras": ["front", "wrist"]}, "looks through one camera"),
+        ({"cameras": []}, "looks through one camera"),
+        ({"depth_cameras": ["front"], "future_depth_cameras": []}, "looks through one camera"),
+        ({"times": "independent"}, "times='independent': model.family=pad has 'shared'"),
+        ({"obs_steps": 3}, "obs_steps=3: model.family=pad has 1"),
         ({"coupling": "blind"}, "coupling='blind': model.family=pad has 'pad' and 'full'"),
         ({"eyes": "stem"}, "eyes='stem': model.family=pad has 'latents'"),
     ],
