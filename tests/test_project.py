@@ -15,12 +15,21 @@ from padpolicy import cli, config, doctor
 
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-MEGABYTES = {"data/weights/tabletop": 12, "data/weights/text": 8, "data/weights/vae": 3, "data/sample": 12}
+MEGABYTES = {
+    "data/weights/tabletop": 12,
+    "data/weights/metaworld10": 12,
+    "data/weights/text": 8,
+    "data/weights/vae": 3,
+    "data/sample": 12,
+}
 
 
 def commands() -> list[list[str]]:
-    """The `padpolicy …` lines of README and of the heads of the recipes, as arguments."""
-    texts = [(ROOT / "README.md").read_text()]
+    """The `padpolicy …` lines of README, docs/families.md and of the heads of the recipes, as arguments."""
+    texts = [
+        (ROOT / "README.md").read_text(),
+        (ROOT / "docs" / "families.md").read_text().replace("    padpolicy", "padpolicy"),
+    ]
     texts += [path.read_text() for path in (ROOT / "configs" / "experiment").glob("*.yaml")]
     lines = re.findall(
         rf"^(?:# )?(?:.*By hand: )?padpolicy ((?:{'|'.join(cli.VERBS)}) .*)$", "\n".join(texts), re.MULTILINE
