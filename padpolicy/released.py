@@ -18,6 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -65,11 +66,11 @@ def load_released(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             with torch.serialization.safe_globals([argparse.Namespace]):
                 found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        named = re.search(r"(?:GLOBAL|class|function) (\S+)", str(error))
-        what = named[1] if named else "something that is no tensor"
+        if (named := re.search(r"(?:GLOBAL|class|function) (\S+)", str(error))) is None:
+            raise CheckpointError(f"{path} is damaged, or no file of weights at all. Copy it again.") from None
         raise CheckpointError(
-            f"{path} holds {what}. Reading it could run code, so only tensors, plain values and argparse.Namespace are "
-            "read. If you trust the file, load it where that does no harm and save its state_dict alone."
+            f"{path} holds {named[1]}. Reading it could run code, so only tensors, plain values and argparse.Namespace "
+            "are read. If you trust the file, load it where that does no harm and save its state_dict alone."
         ) from None
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, SafetensorError) as error:
         raise CheckpointError(f"{path} is damaged or cut short ({error}). Copy it again.") from None
@@ -77,7 +78,9 @@ def load_released(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not isinstance(weights, dict):
         raise CheckpointError(f"{path} holds a {type(weights).__name__}; expected tensors by name.")
     args = found.get("args", {})
-    args = dict(vars(args) if isinstance(args, argparse.Namespace) else args)
+    args = vars(args) if isinstance(args, argparse.Namespace) else args
+    if not isinstance(args, dict):
+        raise CheckpointError(f"{path}: args is a {type(args).__name__}; expected a Namespace or a dict.")
     wrong = [str(k) for k, w in weights.items() if not isinstance(k, str) or not isinstance(w, Tensor)]
     wrong += [f"args.{k}" for k, value in args.items() if not _plain(value)]
     if wrong:
@@ -109,6 +112,8 @@ def start_from(policy: PadPolicy, path: str | Path) -> list[str]:
     if not isinstance(network, PadNetwork):
         raise CheckpointError(f"{path} holds weights of DiT or PAD: train with family=pad, or without training.init.")
     weights, _ = load_released(path)
+    if any(name.startswith("network.") for name in weights):
+        raise CheckpointError(f"{path} is the file of a policy of ours: give the policy's folder as training.init.")
     if LABELS in weights and TEXT + "bias" not in weights:
         weights = _widened(weights, network)
     own = network.state_dict()
@@ -157,9 +162,10 @@ def import_pad(
     Raises:  CheckpointError for a file that is no PAD checkpoint with poses and text, or other encoders than its own.
     """
     weights, args = load_released(path)
-    if missing := [key for key in NEEDED if key not in args]:
+    needed = NEEDED + ["d_hidden_size", "d_patch_size"] * bool(args.get("use_depth"))
+    if missing := [key for key in needed if args.get(key) is None]:
         raise CheckpointError(f"{path}: its args lack {', '.join(missing)}; expected a checkpoint of PAD's training.")
-    if not args["action_steps"] or TEXT + "bias" not in weights:
+    if not args["action_steps"] or not {TEXT + "bias", "x_embedder.proj.weight"} <= weights.keys():
         raise CheckpointError(f"{path} has no poses or no text, so it cannot act. It can be a training.init.")
     image = image_encoder or ImageEncoder.load(encoders.image)
     text = text_encoder or TextEncoder.load(encoders.text)
@@ -174,7 +180,7 @@ def import_pad(
             f"{path} imagines {channels} channels of latents, encoders.image={encoders.image!r} gives "
             f"{image.channels}. PAD's is stabilityai/sd-vae-ft-mse."
         )
-    size = re.fullmatch(r"DiT-(\w+)/\d+", args.get("model", ""))
+    size = re.fullmatch(r"DiT-(\w+)/\d+", str(args.get("model")))
     heads = args.get("num_heads") or SIZES.get(size[1] if size else "", (0, 0, 0))[2]
     if not heads:
         raise CheckpointError(f"{path}: args.model is {args.get('model')!r}; expected DiT-S/2 … DiT-XL/8.")
@@ -228,9 +234,17 @@ def args_of(policy: PadPolicy, step_s: float | None = None) -> dict[str, Any]:
 
     Args:    step_s: seconds of one step of the recordings; None: that of the actions.
     Raises:  CheckpointError for a policy that PAD's code has no words for: with a normaliser that is more than one
-             factor, actions that are steps, or a pose of another length than an action.
+             factor, actions that are steps, a pose of another length than an action, or other noise than PAD's.
     """
     spec, model, network = policy.spec, policy.config.model, policy.network
+    diffusion, steps = policy.config.diffusion, spec.dt_s / (step_s or spec.dt_s)
+    pads = _family().diffusion
+    noise = [
+        f"diffusion.{key}={mine!r}"
+        for key in ("objective", "predict_action", "predict_future", "schedule", "train_steps", "future", "times")
+        if (mine := getattr(diffusion, key)) != getattr(pads, key)
+    ]
+    frames = [spec.dt_s * (i + 1) for i in range(len(spec.future_offsets_s))]
     stats = policy.normalizer.stats.get(spec.robot, {})
     scales = {scale for entry in stats.values() for scale in entry["scale"]}
     kind = spec.action.get("kind")
@@ -242,7 +256,12 @@ def args_of(policy: PadPolicy, step_s: float | None = None) -> dict[str, Any]:
         f"{kind!r} actions": kind not in ("absolute", "relative_to_chunk_start"),
         f"{spec.proprio_dim} numbers of pose": spec.proprio_dim != spec.action_dim,
         f"depth scaled by {policy.depth_scale}": bool(spec.depth_cameras) and policy.depth_scale != DEPTH,
-    }
+        f"mlp_ratio={model.mlp_ratio:g}": model.mlp_ratio != 4,
+        f"frames at {spec.future_offsets_s} s beside poses each {spec.dt_s:g} s": not np.allclose(
+            frames, spec.future_offsets_s
+        ),
+        f"actions each {steps:g} steps": abs(steps - round(steps)) > 1e-6,
+    } | dict.fromkeys(noise, True)
     if what := [name for name, is_so in wrong.items() if is_so]:
         raise CheckpointError(f"PAD's checkpoints know no {' and no '.join(what)}; save the weights without args.")
     size = next((name for name, size in SIZES.items() if size == (model.width, model.depth, model.heads)), "custom")
@@ -257,13 +276,13 @@ def args_of(policy: PadPolicy, step_s: float | None = None) -> dict[str, Any]:
         "use_depth": bool(spec.depth_cameras),
         "d_hidden_size": model.depth_size,
         "d_patch_size": model.depth_patch,
-        "attn_mask": policy.config.diffusion.coupling == "pad",
+        "attn_mask": diffusion.coupling == "pad",
         "text_cond": True,
         "dynamics": True,
         "learnable_action_pos": False,
         "action_scale": scales.pop(),
         "absolute_action": kind == "absolute",
-        "skip_step": round(spec.dt_s / (step_s or spec.dt_s)),
+        "skip_step": round(steps),
     }
 
 

@@ -30,6 +30,10 @@ class Guidance:
     future_scale: float | None = None
     channels: int | None = None
 
+    def __post_init__(self) -> None:
+        if 1.0 + sum(weight for _, weight in self.prompts) == 0:
+            raise ValueError(f"guidance: with the own one's 1, the prompts' weights {self.prompts} sum to 0")
+
     @property
     def copies(self) -> int:
         """Network rows per sample: one when nothing is guided."""
@@ -47,16 +51,13 @@ class Guidance:
         """(B * copies, ...), each sample's copies one after the other -> (B, ...).
 
         Args:  future: by the scale of futures.   guided: so many leading entries of `axis`; None: all.
-        Raises:  ValueError if the weights of the prompts sum to 0.
         """
         if self.plain:
             return out_SB
         out = out_SB.unflatten(0, (-1, self.copies))
-        weights = torch.tensor([1.0, *(weight for _, weight in self.prompts)], device=out.device)
-        if float(weights.sum()) == 0:
-            raise ValueError(f"guidance: the prompts' weights {weights.tolist()} sum to 0")
-        weights = (weights / weights.sum()).reshape(1, -1, *([1] * (out.ndim - 2)))
-        prompts, base = (weights * out[:, :-1]).sum(1), out[:, -1]
+        weights = [1.0, *(weight for _, weight in self.prompts)]
+        prompts = sum(w / sum(weights) * out[:, i] for i, w in enumerate(weights))
+        base = out[:, -1]
         scale = self.scale if self.future_scale is None or not future else self.future_scale
         combined = base + scale * (prompts - base)
         rest = 0 if guided is None else combined.shape[axis] - guided

@@ -114,11 +114,13 @@ def _ddpm(
             answer, v = out[field], None
             if objective.learn_variance:
                 answer, v = split_variance(answer, x[field], channel_axis(field))
-            said = objective.clean(field, answer, x[field], torch.full((1,), tau, device=answer.device))
+            clean = objective.clean(field, answer, x[field], torch.full((1,), tau, device=answer.device))
             if field in clip:
-                said = said.clamp(-clip[field], clip[field])
-            if sampler == "ancestral" and v is not None:
-                said = torch.cat([said, v], 1)  # where diffusers looks for it
+                clean = clean.clamp(-clip[field], clip[field])
+            if sampler == "ancestral" and i + 1 == len(times):  # the last mean, which gets no noise
+                stepped[field] = clean
+                continue
+            said = clean if sampler != "ancestral" or v is None else torch.cat([clean, v], 1)  # diffusers looks there
             stepped[field] = schedulers[field].step(said, k, x[field], **draw[field]).prev_sample
         x = after(stepped, (times[i + 1] + 1) / objective.train_steps if i + 1 < len(times) else 0.0)
     return x

@@ -19,7 +19,7 @@ def test_guidance_combines_prompts():
     assert Guidance().plain and Guidance().texts("lift") == ["lift"]
     assert Guidance(2.0, negative="drop").texts("lift") == ["lift", "drop"]
     with pytest.raises(ValueError, match="sum to 0"):
-        Guidance(2.0, prompts=[("push", -1.0)]).combine(out)
+        Guidance(2.0, prompts=[("push", -1.0)])
 
 
 def test_weights_of_one_and_zero_are_the_first_prompt_alone():

@@ -113,6 +113,18 @@ def test_ancestral_steps_add_noise_of_the_posteriors_width(v):
         assert abs(added.var() / variance - 1) < 0.06 and abs((added * x).mean()) < 0.06 * variance**0.5
 
 
+@pytest.mark.parametrize("steps", [1, 2, 25])
+@pytest.mark.parametrize("v", [None, 1.0])
+def test_the_last_ancestral_step_adds_no_noise(steps, v):
+    objective, noise = Objective("ddpm", {"x": "clean"}, v is not None, 25), normal(4, 6)
+
+    def denoise(x, tau):
+        half = torch.full_like(x["x"], 0.5)
+        return {"x": half if v is None else torch.cat([half, half * 0 + v], -1)}
+
+    assert torch.equal(sample(objective, denoise, {"x": noise}, steps, sampler="ancestral")["x"], 0 * noise + 0.5)
+
+
 @pytest.mark.parametrize("sampler", ["ddim", "ancestral"])
 def test_the_same_noise_gives_the_same_data_alone_or_among_others(sampler):
     noise = {"x": normal(3, 4, 2), "y": normal(3, 4, 2)}

@@ -102,6 +102,7 @@ def test_that_pickle_is_as_malicious_as_it_looks(tmp_path):
         ({"model": {"x": torch.ones(1)}, "args": argparse.Namespace(sizes={1, 2})}, r"args\.sizes is neither"),
         ({"model": {"x": 3}, "args": argparse.Namespace()}, "x is neither a tensor"),
         ([torch.ones(1)], "holds a list; expected tensors by name"),
+        ({"model": {"x": torch.ones(1)}, "args": None}, "args is a NoneType; expected a Namespace"),
     ],
 )
 def test_what_is_harmless_and_still_no_checkpoint_is_named(tmp_path, content, message):
@@ -122,6 +123,7 @@ def test_damage_and_absence_are_told_apart(released):
     ("change", "message"),
     [
         ({"skip_step": None}, "args lack skip_step"),
+        ({"d_patch_size": None}, "args lack d_patch_size"),
         ({"action_steps": 0}, r"cannot act\. It can be a training\.init"),
         ({"predict_horizon": 7}, "imagines 2 channels of latents"),
         ({"num_heads": 0}, "args.model is 'DiT-tiny/2'; expected DiT-S/2"),
@@ -143,6 +145,37 @@ def test_a_policy_that_pad_has_no_words_for_is_not_saved_as_one(released):
         args_of(policy)
 
 
+@pytest.mark.parametrize(
+    ("part", "key", "value", "message"),
+    [
+        ("diffusion", "predict_action", "velocity", "diffusion.predict_action='velocity'"),
+        ("diffusion", "schedule", "cosine", "diffusion.schedule='cosine'"),
+        ("diffusion", "future", "change", "diffusion.future='change'"),
+        ("model", "mlp_ratio", 2.0, "mlp_ratio=2"),
+        ("spec", "future_offsets_s", [0.2, 0.4, 0.6], "frames at .* beside poses each 0.05 s"),
+        ("spec", "dt_s", 0.05625, "actions each 4.5 steps"),
+    ],
+)
+def test_what_pads_code_would_misread_is_not_given_to_it(released, part, key, value, message):
+    policy = policy_from(released)
+    setattr(policy.spec if part == "spec" else getattr(policy.config, part), key, value)
+    with pytest.raises(CheckpointError, match=message):
+        args_of(policy, step_s=0.0125)
+
+
+def test_a_failed_download_is_not_called_dangerous(tmp_path):
+    (tmp_path / "dit.pt").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(CheckpointError, match="no file of weights at all. Copy it again"):
+        load_released(tmp_path / "dit.pt")
+
+
+def test_the_file_of_our_own_policy_is_no_start(released):
+    policy = policy_from(released)
+    save_released(released.with_name("model.safetensors"), policy.state_dict(), {})
+    with pytest.raises(CheckpointError, match="give the policy's folder"):
+        start_from(policy, released.with_name("model.safetensors"))
+
+
 def test_imagenet_weights_start_pad_frame_by_frame(released):
     """PAD that has not learned since answers k equal frames as DiT answers one of which k times as much enters."""
     torch.manual_seed(0)
@@ -155,7 +188,7 @@ def test_imagenet_weights_start_pad_frame_by_frame(released):
     policy = policy_from(released)
     pad = policy.network
     fresh = start_from(policy, released.with_name("dit.pt"))
-    assert all(any(part in name for part in ("a_", "d_")) for name in fresh)
+    assert fresh and all(any(part in name for part in ("a_", "d_")) for name in fresh)
     with torch.no_grad():
         frame, now, t = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8), torch.tensor([5.0, 700.0])
         nothing = {"pose_BTA": torch.zeros(2, 1, 16), "depth_BCSS": torch.zeros(2, 4, 8, 8)}
