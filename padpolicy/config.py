@@ -573,6 +573,25 @@ _AT_LEAST = {
     "train_steps": 0,
 }
 
+# Settings that older policies and runs lack: their default is what was done before.
+CAME_LATER = (
+    "prefix_noise",
+    "prefix_sum",
+    "stem_depth",
+    "family",
+    "conditioning",
+    "one_pose_token",
+    "resnet_stages",
+    "loss",
+    "schedule",
+    "schedule_shift",
+    "tau_density",
+    "sampler",
+    "clip_action",
+    "guidance_future",
+    "guidance_channels",
+)
+
 _MAY_CHANGE = (  # in a run that goes on: how long it lasts, what is watched of it, what changes rounding alone
     "out",
     "name",
@@ -702,8 +721,10 @@ def changed(before: dict[str, Any], cfg: TrainConfig) -> list[str]:
             return [split_weight(path)[1] for path in was or ()] == [split_weight(path)[1] for path in now or ()]
         return key in _MAY_CHANGE or key.split(".")[0] in _MAY_CHANGE
 
-    default = to_dict(TrainConfig(out=cfg.out))  # what a setting that came later was before
-    then, now = _flat(default) | _flat(before), _flat(to_dict(cfg))
+    then, now = _flat(before), _flat(to_dict(cfg))
+    if then.get("diffusion.objective") == "flow":  # what a ddpm network says was no setting then
+        default = _flat(to_dict(TrainConfig(out=cfg.out)))
+        then = {key: value for key, value in default.items() if key.split(".")[-1] in CAME_LATER} | then
     pairs = {key: (then.get(key), now.get(key)) for key in (*now, *then)}
     return [f"{key} was {a!r}, is {b!r}" for key, (a, b) in pairs.items() if a != b and not may(key, a, b)]
 

@@ -13,6 +13,7 @@ import argparse
 import json
 import pickle
 import re
+import struct
 from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
@@ -40,6 +41,7 @@ SUFFIXES = (".pt", ".pth", ".safetensors")
 SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}  # width, depth, heads
 DEPTH = DepthScale(0.0, 10_000.0)  # PAD divides millimetres by this
 LABELS, TEXT = "y_embedder.embedding_table.weight", "y_embedder.embedding_table."
+PATCHES = "x_embedder.proj.weight"
 NEEDED = ["image_size", "predict_horizon", "action_steps", "action_dim", "action_condition", "use_depth", "attn_mask"]
 NEEDED += ["action_scale", "absolute_action", "skip_step"]
 
@@ -72,7 +74,7 @@ def load_released(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"{path} holds {named[1]}. Reading it could run code, so only tensors, plain values and argparse.Namespace "
             "are read. If you trust the file, load it where that does no harm and save its state_dict alone."
         ) from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, RuntimeError, EOFError, ValueError, LookupError, struct.error, SafetensorError) as error:
         raise CheckpointError(f"{path} is damaged or cut short ({error}). Copy it again.") from None
     weights = found.get("ema", found.get("model", found)) if isinstance(found, dict) else found
     if not isinstance(weights, dict):
@@ -106,15 +108,16 @@ def start_from(policy: PadPolicy, path: str | Path) -> list[str]:
     """Starts a policy of the family `pad` from released weights where they fit, as PAD starts from DiT's of ImageNet.
 
     Returns: the names of what stays fresh.
-    Raises:  CheckpointError if the policy is of another family or not one tensor fits.
+    Raises:  CheckpointError if the policy is of another family, the file is a policy's own, or not one tensor fits.
     """
     network = policy.network
-    if not isinstance(network, PadNetwork):
-        raise CheckpointError(f"{path} holds weights of DiT or PAD: train with family=pad, or without training.init.")
     weights, _ = load_released(path)
     if any(name.startswith("network.") for name in weights):
         raise CheckpointError(f"{path} is the file of a policy of ours: give the policy's folder as training.init.")
+    if not isinstance(network, PadNetwork):
+        raise CheckpointError(f"{path} holds weights of DiT or PAD: train with family=pad, or without training.init.")
     if LABELS in weights and TEXT + "bias" not in weights:
+        _require(path, weights, PATCHES, "final_layer.linear.weight", "final_layer.linear.bias")
         weights = _widened(weights, network)
     own = network.state_dict()
     fitting = {k: w.to(own[k].dtype) for k, w in weights.items() if k in own and w.shape == own[k].shape}
@@ -133,14 +136,14 @@ def _widened(weights: dict[str, Tensor], network: PadNetwork) -> dict[str, Tenso
     code repeats the rows of the last layer in another order than it reads them in.) Text starts as zero.
     """
     frames, two, own = network.frames, network.out_factor, network.state_dict()
-    patches = weights["x_embedder.proj.weight"]
+    patches = weights[PATCHES]
     blank = torch.zeros_like(patches).repeat(1, bool(network.camera), 1, 1)
     head: dict[str, Tensor] = {}
     for name in ("final_layer.linear.weight", "final_layer.linear.bias"):
         rows = weights[name].unflatten(0, (-1, 2, 1, patches.shape[1]))[:, :two]  # p p, noise and variance, frame, C
         head[name] = rows.expand(-1, -1, frames, -1, *rows.shape[4:]).flatten(0, 3)
-    said = {name: torch.zeros_like(w) for name, w in own.items() if name.startswith(TEXT)}
-    return {**weights, **head, **said, "x_embedder.proj.weight": torch.cat([*[patches] * frames, blank], 1)}
+    silent = {name: torch.zeros_like(w) for name, w in own.items() if name.startswith(TEXT)}
+    return {**weights, **head, **silent, PATCHES: torch.cat([*[patches] * frames, blank], 1)}
 
 
 def import_pad(
@@ -165,17 +168,18 @@ def import_pad(
     needed = NEEDED + ["d_hidden_size", "d_patch_size"] * bool(args.get("use_depth"))
     if missing := [key for key in needed if args.get(key) is None]:
         raise CheckpointError(f"{path}: its args lack {', '.join(missing)}; expected a checkpoint of PAD's training.")
-    if not args["action_steps"] or not {TEXT + "bias", "x_embedder.proj.weight"} <= weights.keys():
+    if not args["action_steps"] or TEXT + "bias" not in weights:
         raise CheckpointError(f"{path} has no poses or no text, so it cannot act. It can be a training.init.")
+    _require(path, weights, LABELS, PATCHES, "blocks.0.attn.qkv.weight")
     image = image_encoder or ImageEncoder.load(encoders.image)
     text = text_encoder or TextEncoder.load(encoders.text)
-    width, said = weights[LABELS].shape
-    if said != text.pooled_width:
+    width, text_width = weights[LABELS].shape
+    if text_width != text.pooled_width:
         raise CheckpointError(
-            f"{path} was told sentences as {said} numbers, encoders.text={encoders.text!r} gives {text.pooled_width}. "
-            "PAD's is CLIP's ViT-B/32: ViT-B-32-quickgelu/openai."
+            f"{path} was told sentences as {text_width} numbers, encoders.text={encoders.text!r} gives "
+            f"{text.pooled_width}. PAD's is CLIP's ViT-B/32: ViT-B-32-quickgelu/openai."
         )
-    if (channels := weights["x_embedder.proj.weight"].shape[1] // (1 + args["predict_horizon"])) != image.channels:
+    if (channels := weights[PATCHES].shape[1] // (1 + args["predict_horizon"])) != image.channels:
         raise CheckpointError(
             f"{path} imagines {channels} channels of latents, encoders.image={encoders.image!r} gives "
             f"{image.channels}. PAD's is stabilityai/sd-vae-ft-mse."
@@ -210,7 +214,7 @@ def import_pad(
         width=width,
         depth=1 + max(int(name.split(".")[1]) for name in weights if name.startswith("blocks.")),
         heads=heads,
-        patch=weights["x_embedder.proj.weight"].shape[-1],
+        patch=weights[PATCHES].shape[-1],
         one_pose_token=bool(args["action_condition"]),
     )
     if depth:
@@ -234,7 +238,8 @@ def args_of(policy: PadPolicy, step_s: float | None = None) -> dict[str, Any]:
 
     Args:    step_s: seconds of one step of the recordings; None: that of the actions.
     Raises:  CheckpointError for a policy that PAD's code has no words for: with a normaliser that is more than one
-             factor, actions that are steps, a pose of another length than an action, or other noise than PAD's.
+             factor, actions that are steps, a pose of another length than an action, other noise than PAD's, frames
+             at other times than its poses, or poses that are no whole number of steps apart.
     """
     spec, model, network = policy.spec, policy.config.model, policy.network
     diffusion, steps = policy.config.diffusion, spec.dt_s / (step_s or spec.dt_s)
@@ -256,11 +261,12 @@ def args_of(policy: PadPolicy, step_s: float | None = None) -> dict[str, Any]:
         f"{kind!r} actions": kind not in ("absolute", "relative_to_chunk_start"),
         f"{spec.proprio_dim} numbers of pose": spec.proprio_dim != spec.action_dim,
         f"depth scaled by {policy.depth_scale}": bool(spec.depth_cameras) and policy.depth_scale != DEPTH,
+        f"{spec.obs_steps} observed frames": spec.obs_steps != 1,
         f"mlp_ratio={model.mlp_ratio:g}": model.mlp_ratio != 4,
         f"frames at {spec.future_offsets_s} s beside poses each {spec.dt_s:g} s": not np.allclose(
             frames, spec.future_offsets_s
         ),
-        f"actions each {steps:g} steps": abs(steps - round(steps)) > 1e-6,
+        f"actions each {steps:g} steps": round(steps) < 1 or abs(steps - round(steps)) > 1e-6,
     } | dict.fromkeys(noise, True)
     if what := [name for name, is_so in wrong.items() if is_so]:
         raise CheckpointError(f"PAD's checkpoints know no {' and no '.join(what)}; save the weights without args.")
@@ -284,6 +290,11 @@ def args_of(policy: PadPolicy, step_s: float | None = None) -> dict[str, Any]:
         "absolute_action": kind == "absolute",
         "skip_step": round(steps),
     }
+
+
+def _require(path: str | Path, weights: dict[str, Tensor], *names: str) -> None:
+    if lacking := [name for name in names if name not in weights]:
+        raise CheckpointError(f"{path} lacks {', '.join(lacking)}; expected the weights of DiT or PAD. Copy it again.")
 
 
 def _plain(value: Any) -> bool:

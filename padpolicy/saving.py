@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from padpolicy.config import DiffusionConfig, EncodersConfig, ModelConfig
+from padpolicy.config import CAME_LATER, DiffusionConfig, EncodersConfig, ModelConfig
 from padpolicy.data.normalizer import Normalizer
 from padpolicy.encoders.depth import DepthScale
 from padpolicy.encoders.image import ImageEncoder
@@ -28,24 +28,6 @@ from padpolicy.shipped import shipped
 from padpolicy.spec import PolicyConfig, PolicySpec
 
 FORMAT = 2
-# Settings that older policies lack: their default is what was done before.
-CAME_LATER = (
-    "prefix_noise",
-    "prefix_sum",
-    "stem_depth",
-    "family",
-    "conditioning",
-    "one_pose_token",
-    "resnet_stages",
-    "loss",
-    "schedule",
-    "schedule_shift",
-    "tau_density",
-    "sampler",
-    "clip_action",
-    "guidance_future",
-    "guidance_channels",
-)
 HUB = "hub:"  # `hub:OWNER/NAME` is a policy on the Hugging Face hub, `hub:OWNER/NAME@REVISION` one version of it
 FILES = ["policy.json", "model.safetensors", "monitor.json", "image_encoder/*", "text_encoder/*"]
 

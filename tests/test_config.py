@@ -149,6 +149,8 @@ def test_a_setting_that_came_later_was_its_default_before():
     assert config.changed(before, cfg) == []
     cfg.diffusion.loss = "bound"
     assert config.changed(before, cfg) == ["diffusion.loss was 'auto', is 'bound'"]
+    before["diffusion"]["objective"] = cfg.diffusion.objective = "ddpm"
+    assert "diffusion.loss was None, is 'bound'" in config.changed(before, cfg)
 
 
 def test_modes_that_are_not_named_keep_their_share() -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from model.pad_reference import arguments, random_weights
-from small import HashEncoder, MeanEncoder
+from safetensors.torch import save_file
+from small import HashEncoder, MeanEncoder, small_policy
 from tiny_run import use_exact_encoders
 from torch import nn
 
@@ -127,6 +128,7 @@ def test_damage_and_absence_are_told_apart(released):
         ({"action_steps": 0}, r"cannot act\. It can be a training\.init"),
         ({"predict_horizon": 7}, "imagines 2 channels of latents"),
         ({"num_heads": 0}, "args.model is 'DiT-tiny/2'; expected DiT-S/2"),
+        ({"num_heads": 0, "model": None}, "args.model is None; expected DiT-S/2"),
     ],
 )
 def test_a_checkpoint_that_cannot_act_says_why(released, change, message):
@@ -134,6 +136,14 @@ def test_a_checkpoint_that_cannot_act_says_why(released, change, message):
     args = {key: value for key, value in (args | change).items() if value is not None}
     save_released(released, weights, args)
     with pytest.raises(CheckpointError, match=message):
+        policy_from(released)
+
+
+@pytest.mark.parametrize("lost", ["x_embedder.proj.weight", "y_embedder.embedding_table.weight", "blocks."])
+def test_a_checkpoint_without_some_of_its_tensors_names_them(released, lost):
+    weights, args = load_released(released)
+    save_released(released, {name: w for name, w in weights.items() if not name.startswith(lost)}, args)
+    with pytest.raises(CheckpointError, match=f"lacks {lost}"):
         policy_from(released)
 
 
@@ -149,9 +159,12 @@ def test_a_policy_that_pad_has_no_words_for_is_not_saved_as_one(released):
     ("part", "key", "value", "message"),
     [
         ("diffusion", "predict_action", "velocity", "diffusion.predict_action='velocity'"),
+        ("diffusion", "predict_future", "clean", "diffusion.predict_future='clean'"),
         ("diffusion", "schedule", "cosine", "diffusion.schedule='cosine'"),
+        ("diffusion", "train_steps", 100, "diffusion.train_steps=100"),
         ("diffusion", "future", "change", "diffusion.future='change'"),
         ("model", "mlp_ratio", 2.0, "mlp_ratio=2"),
+        ("spec", "obs_steps", 2, "2 observed frames"),
         ("spec", "future_offsets_s", [0.2, 0.4, 0.6], "frames at .* beside poses each 0.05 s"),
         ("spec", "dt_s", 0.05625, "actions each 4.5 steps"),
     ],
@@ -163,17 +176,45 @@ def test_what_pads_code_would_misread_is_not_given_to_it(released, part, key, va
         args_of(policy, step_s=0.0125)
 
 
-def test_a_failed_download_is_not_called_dangerous(tmp_path):
-    (tmp_path / "dit.pt").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
-    with pytest.raises(CheckpointError, match="no file of weights at all. Copy it again"):
+@pytest.mark.parametrize("step_s", [1e9, -0.0125])
+def test_a_step_is_no_longer_than_the_time_between_poses(released, step_s):
+    with pytest.raises(CheckpointError, match="actions each .* steps"):
+        args_of(policy_from(released), step_s)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
+        "<!DOCTYPE html>",
+        "Repository not found",
+        "J",
+    ],
+)
+def test_a_failed_download_is_not_called_dangerous(tmp_path, content):
+    (tmp_path / "dit.pt").write_text(content)
+    with pytest.raises(CheckpointError, match=r"dit\.pt is damaged.*Copy it again"):
         load_released(tmp_path / "dit.pt")
 
 
-def test_the_file_of_our_own_policy_is_no_start(released):
-    policy = policy_from(released)
+@pytest.mark.parametrize("args", ["null", "[]"])
+def test_metadata_that_is_no_args_is_named(tmp_path, args):
+    save_file({"x": torch.ones(1)}, tmp_path / "w.safetensors", {"args": args})
+    with pytest.raises(CheckpointError, match="expected a Namespace or a dict"):
+        load_released(tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize("family", ["pad", "padpolicy"])
+def test_the_file_of_our_own_policy_is_no_start(released, family):
+    policy = policy_from(released) if family == "pad" else small_policy()
     save_released(released.with_name("model.safetensors"), policy.state_dict(), {})
     with pytest.raises(CheckpointError, match="give the policy's folder"):
         start_from(policy, released.with_name("model.safetensors"))
+
+
+def test_only_the_family_pad_starts_from_released_weights(released):
+    with pytest.raises(CheckpointError, match="holds weights of DiT or PAD: train with family=pad"):
+        start_from(small_policy(), released)
 
 
 def test_imagenet_weights_start_pad_frame_by_frame(released):
@@ -188,7 +229,10 @@ def test_imagenet_weights_start_pad_frame_by_frame(released):
     policy = policy_from(released)
     pad = policy.network
     fresh = start_from(policy, released.with_name("dit.pt"))
-    assert fresh and all(any(part in name for part in ("a_", "d_")) for name in fresh)
+    heads = [f"final_layer.{kind}_{part}" for kind in "ad" for part in ("linear", "adaLN_modulation.1")]
+    layers = ["a_embedder", "d_embedder.proj", *heads]
+    expected = {f"network.{layer}.{part}" for layer in layers for part in ("weight", "bias")}
+    assert set(fresh) == expected | {"network.a_pos_embed", "network.d_pos_embed"}
     with torch.no_grad():
         frame, now, t = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8), torch.tensor([5.0, 700.0])
         nothing = {"pose_BTA": torch.zeros(2, 1, 16), "depth_BCSS": torch.zeros(2, 4, 8, 8)}
@@ -196,6 +240,13 @@ def test_imagenet_weights_start_pad_frame_by_frame(released):
         dit.x_embedder["proj"].weight.data *= 3
         noise, variance = dit.predict(frame, t, torch.zeros(2, dtype=torch.long))[""].chunk(2, 1)
     assert torch.allclose(got, torch.cat([noise] * 3 + [variance] * 3, 1), atol=1e-5)
+
+
+def test_a_start_from_imagenet_without_its_patches_names_them(released):
+    path = released.with_name("dit.pt")
+    torch.save({"y_embedder.embedding_table.weight": torch.ones(11, 32)}, path)
+    with pytest.raises(CheckpointError, match="lacks x_embedder.proj.weight, final_layer.linear.weight"):
+        start_from(policy_from(released), path)
 
 
 def test_released_weights_start_only_what_they_fit(released):
