@@ -133,8 +133,7 @@ def test_damage_and_absence_are_told_apart(released):
 )
 def test_a_checkpoint_that_cannot_act_says_why(released, change, message):
     weights, args = load_released(released)
-    args = {key: value for key, value in (args | change).items() if value is not None}
-    save_released(released, weights, args)
+    save_released(released, weights, args | change)
     with pytest.raises(CheckpointError, match=message):
         policy_from(released)
 
@@ -277,3 +276,5 @@ def test_pad_paper_starts_from_imagenet_trains_and_acts(tmp_path, monkeypatch):
     assert 0 < head.a_linear.weight.abs().max() < 1e-3  # two steps of 1e-4 away from zero
     report = run_evaluation(config.evaluation_of(cfg, f"{tmp_path}/eval"), policy)
     assert report.results["episodes"] == 1
+    with pytest.raises(CheckpointError, match=r"frames at \[0\.4, 0\.8, 1\.2\] s beside poses each 0\.1 s"):
+        args_of(policy)
