@@ -465,7 +465,7 @@ class BenchConfig:
     )  # latency: numbers of sampling steps; 0: the policy's own
     pad_steps: int = 50  # latency: sampling steps of PAD's settings; 0 leaves them out
     compile: bool = False  # latency: compile the context and the denoising step (CUDA graphs on a GPU)
-    trunk: str = ""  # latency: an untrained DiT of this size instead of a policy: "S", "B" or "XL"
+    trunk: str = ""  # latency: an untrained DiT of this size instead of a policy: "S", "B", "L" or "XL"
     image_size: int = 256  # latency: pixels of the trunk's pictures
     seed: int = 0  # latency: of the noise
     threads: int = 1  # torch threads; 0 leaves torch's choice
@@ -518,7 +518,7 @@ _CHOICES = {
     "paraphrase": ("canonical", "random", "held_out"),
     "floor": ("", "no_image", "no_text", "replay"),
     "what": ("ratios", "latency", "family"),
-    "trunk": ("", "S", "B", "XL"),
+    "trunk": ("", "S", "B", "L", "XL"),
     "execution": ("chunk", "waypoint"),
     "evaluation.execution": ("chunk", "waypoint"),
     "controller.execution": ("rtc", "naive", "ensemble", "sync"),
@@ -571,6 +571,23 @@ _AT_LEAST = {
     "threads": 0,
     "train_seconds": 0,
     "train_steps": 0,
+}
+
+_BENCH_READS = {  # what each of the three looks at, besides `out` and `threads`
+    "ratios": ("device", "checkpoint", "recipe", "repeats", "batch_size", "env_steps"),
+    "latency": (
+        "device",
+        "checkpoint",
+        "recipe",
+        "plans",
+        "steps",
+        "pad_steps",
+        "compile",
+        "trunk",
+        "image_size",
+        "seed",
+    ),
+    "family": (),
 }
 
 # Settings that older policies and runs lack: their default is what was done before.
@@ -757,6 +774,14 @@ def groups() -> dict[str, list[str]]:
     return {folder.name: sorted(path.stem for path in folder.glob("*.yaml")) for folder in folders}
 
 
+def dit_sizes() -> dict[str, tuple[int, int, int]]:
+    """What `model=NAME` stands for: width, depth and heads of DiT's S, B, L and XL."""
+    from omegaconf import OmegaConf
+
+    read = {path.stem: OmegaConf.load(path) for path in (shipped("configs") / "model").glob("*.yaml")}
+    return {name: (size.width, size.depth, size.heads) for name, size in read.items()}
+
+
 def _explain(verb: str, overrides: Sequence[str], error: Exception) -> str:
     """Hydra's message in one paragraph, with the nearest key that exists."""
     if hasattr(error, "override"):  # hydra's OverrideParseException
@@ -818,16 +843,10 @@ def check(cfg: Any) -> None:
         _check_train(cfg, need)
     if isinstance(cfg, ServeConfig):
         _check_serve(cfg, need)
-    out = getattr(cfg, "out", "")
     if isinstance(cfg, BenchConfig):
-        folder = cfg.what == "family"
-        need(
-            bool(out) or not folder, "padpolicy bench family needs out=FOLDER: it trains for hours, and goes on there."
-        )
-        need(folder or not (out and Path(out).is_dir()), f"out={out} is a directory; expected a JSON file to write.")
-        need(not folder or not Path(out).is_file(), f"out={out} is a file; expected a directory to write into.")
-        need(cfg.image_size % 32 == 0, f"image_size={cfg.image_size}: trunks take multiples of 32 pixels.")
+        _check_bench(cfg, need)
         return
+    out = getattr(cfg, "out", "")
     need(not (out and Path(out).is_file()), f"out={out} is a file; expected a directory to write into.")
 
 
@@ -898,6 +917,21 @@ def _check_train(cfg: TrainConfig, need: Callable[[bool, str], None]) -> None:
             need(there, f"diffusion.{name}: unknown mode {mode!r}; did you mean {near[0]}?{of}")
             need(weight >= 0, f"diffusion.{name}.{mode}={weight}: at least 0.")
         need(any(modes.values()), f"diffusion.{name}: every mode has weight 0; nothing would be trained.")
+
+
+def _check_bench(cfg: BenchConfig, need: Callable[[bool, str], None]) -> None:
+    looks_at, plain = ("what", "out", "threads", *_BENCH_READS[cfg.what]), BenchConfig()
+    for key in vars(plain):
+        if key not in looks_at and getattr(cfg, key) != getattr(plain, key):
+            others = " and ".join(what for what, reads in _BENCH_READS.items() if key in reads)
+            raise ConfigError(f"{key} is a setting of padpolicy bench {others}, not of {cfg.what}.")
+    if cfg.what == "family":
+        need(bool(cfg.out), "padpolicy bench family needs out=FOLDER: it trains for hours, and goes on there.")
+        need(not Path(cfg.out).is_file(), f"out={cfg.out} is a file; expected a directory to write into.")
+    else:
+        is_folder = bool(cfg.out) and Path(cfg.out).is_dir()
+        need(not is_folder, f"out={cfg.out} is a directory; expected a JSON file to write.")
+    need(cfg.image_size % 32 == 0, f"image_size={cfg.image_size}: trunks take multiples of 32 pixels.")
 
 
 def _check_serve(cfg: ServeConfig, need: Callable[[bool, str], None]) -> None:

@@ -38,7 +38,7 @@ def label(cfg: LabelConfig, progress: Callable[[int, int], None] | None = None) 
 
     policy = load_policy(cfg.checkpoint, pick_device(cfg.device))
     spec = policy.spec
-    if not policy.config.diffusion.modes.get("inverse", 0) > 0 or not spec.future_cameras:
+    if not policy.learned("inverse") or not spec.future_cameras:
         raise ConfigError(
             f"checkpoint={cfg.checkpoint} never learned which actions lead from one frame to another: train it with "
             "diffusion.modes={inverse: …} above 0, and with data.future_cameras."

@@ -85,6 +85,9 @@ class Policy(Protocol):
     def imagines_in(self) -> str:
         """The mode in which a plan comes with the future that it expects; "" if it never learned to."""
 
+    def learned(self, mode: str) -> bool:
+        """Whether demonstrations taught it this mode; in another it would answer, but not well."""
+
     def noise_shapes(self, mode: str) -> dict[str, tuple[int, ...]]:
         """Per noised field of the mode, its shape without the batch: what `predict` may be given as `noise`."""
 
@@ -169,17 +172,20 @@ class PadPolicy(nn.Module):
         """Without the future, as long as that was trained: it is faster. "joint" where actions only knew the future,
         "video_inverse" where they only knew how to get from one frame to another.
         """
-        trained = [mode for mode, share in self.config.diffusion.modes.items() if share > 0]
-        if "policy" in trained or not {"joint", "inverse"} & set(trained):
+        if self.learned("policy") or not (self.learned("joint") or self.learned("inverse")):
             return "policy" if "policy" in self.network.modes else "joint"
-        return "joint" if "joint" in trained else STAGED
+        return "joint" if self.learned("joint") else STAGED
 
     @property
     def imagines_in(self) -> str:
         """As it acts, where that imagines, and else "joint"; "" if it never learned to imagine."""
         if not self.spec.future_cameras:
             return ""
-        return "joint" if self.config.diffusion.modes.get("joint", 0) > 0 else STAGED if self.acts_in == STAGED else ""
+        return "joint" if self.learned("joint") else STAGED if self.acts_in == STAGED else ""
+
+    def learned(self, mode: str) -> bool:
+        """Whether demonstrations taught it this mode: whether its share in `diffusion.modes` is more than 0."""
+        return self.config.diffusion.modes.get(mode, 0) > 0
 
     def noise_shapes(self, mode: str) -> dict[str, tuple[int, ...]]:
         """Per noised field of the mode, its shape without the batch."""

@@ -38,7 +38,6 @@ from padpolicy.saving import CheckpointError, load_weights
 from padpolicy.spec import PolicyConfig, PolicySpec
 
 SUFFIXES = (".pt", ".pth", ".safetensors")
-SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}  # width, depth, heads
 DEPTH = DepthScale(0.0, 10_000.0)  # PAD divides millimetres by this
 LABELS, TEXT = "y_embedder.embedding_table.weight", "y_embedder.embedding_table."
 PATCHES = "x_embedder.proj.weight"
@@ -185,7 +184,7 @@ def import_pad(
             f"{image.channels}. PAD's is stabilityai/sd-vae-ft-mse."
         )
     size = re.fullmatch(r"DiT-(\w+)/\d+", str(args.get("model")))
-    heads = args.get("num_heads") or SIZES.get(size[1] if size else "", (0, 0, 0))[2]
+    heads = args.get("num_heads") or config.dit_sizes().get(size[1] if size else "", (0, 0, 0))[2]
     if not heads:
         raise CheckpointError(f"{path}: args.model is {args.get('model')!r}; expected DiT-S/2 … DiT-XL/8.")
     dims, dt_s, depth = args["action_dim"], args["skip_step"] * step_s, [camera] * bool(args["use_depth"])
@@ -270,7 +269,9 @@ def args_of(policy: PadPolicy, step_s: float | None = None) -> dict[str, Any]:
     } | dict.fromkeys(noise, True)
     if what := [name for name, is_so in wrong.items() if is_so]:
         raise CheckpointError(f"PAD's checkpoints know no {' and no '.join(what)}; save the weights without args.")
-    size = next((name for name, size in SIZES.items() if size == (model.width, model.depth, model.heads)), "custom")
+    size = next(
+        (name for name, size in config.dit_sizes().items() if size == (model.width, model.depth, model.heads)), "custom"
+    )
     return {
         "model": f"DiT-{size}/{model.patch}",
         "num_heads": model.heads,

@@ -123,6 +123,10 @@ class FakePolicy:
         self.spec, self.noise = spec(**changes), noise
         self.batches: list[int] = []  # sizes of the batches it was asked for
         self.acts_in, self.imagines_in = "policy", "joint" if self.spec.future_cameras else ""
+        self.unlearned: tuple[str, ...] = ()
+
+    def learned(self, mode):
+        return mode not in self.unlearned
 
     def noise_shapes(self, mode):
         shapes = {"action": (self.spec.chunk_steps, 1)}

@@ -111,8 +111,11 @@ def test_a_trunk_has_dits_size() -> None:
     [
         (["speed"], "what='speed': expected one of 'ratios', 'latency'"),
         (["latency", "steps=[4,-1]"], "at least 0"),
-        (["latency", "trunk=L"], "trunk='L': expected one of '', 'S', 'B', 'XL'"),
+        (["latency", "trunk=M"], "trunk='M': expected one of '', 'S', 'B', 'L', 'XL'"),
         (["latency", "image_size=100"], "multiples of 32"),
+        (["latency", "repeats=3"], "repeats is a setting of padpolicy bench ratios, not of latency"),
+        (["ratios", "trunk=S"], "trunk is a setting of padpolicy bench latency, not of ratios"),
+        (["family", "out=x", "checkpoint=tabletop"], "checkpoint is a setting of padpolicy bench ratios and latency"),
     ],
 )
 def test_settings_that_cannot_be_used(settings, message, capsys) -> None:

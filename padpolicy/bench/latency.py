@@ -29,7 +29,6 @@ from padpolicy.device import pick_device
 from padpolicy.model.network import Network
 from padpolicy.policy import PadPolicy
 
-TRUNKS = {"S": (384, 12, 6), "B": (768, 12, 12), "XL": (1152, 28, 16)}  # width, blocks, heads: DiT, arXiv:2212.09748
 QUANTILES = (50, 95, 99)
 COPIED_BYTES = 2**30  # by the copy that the bandwidth is measured with: far more than any cache holds
 
@@ -213,12 +212,12 @@ def copy_bandwidth(device: torch.device, size: int, clock: Clock) -> float:
 
 
 def trunk_policy(trunk: str, image_size: int, recipe: TrainConfig, device: torch.device) -> tuple[PadPolicy, str]:
-    """An untrained policy with a trunk of DiT's size "S", "B" or "XL", and what it is.
+    """An untrained policy with a trunk of DiT's size "S", "B", "L" or "XL", and what it is.
 
     One camera, whose latents are seen and imagined with patches of 2, and its depth as 32 x 32 pixels with patches of
     8: at 256 pixels 272 tokens of the present and 272 of the future, as many as PAD's.
     """
-    width, depth, heads = TRUNKS[trunk]
+    width, depth, heads = config.dit_sizes()[trunk]
     one = {name: ["front"] for name in ("cameras", "depth_cameras", "future_cameras", "future_depth_cameras")}
     data = dataclasses.replace(recipe.data, **one, image_size=image_size, future_offsets_s=[0.6])
     model = config.ModelConfig(width=width, depth=depth, heads=heads, depth_size=32, depth_patch=8)

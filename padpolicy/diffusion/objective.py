@@ -33,7 +33,7 @@ class Objective:
     only be told from the observation and the actions (another episode's actions raised the error of a world model by
     19 % instead of 23 % after the same 7200 samples).
 
-    Raises:  ValueError for an answer that the kind does not have.
+    Raises:  ValueError for an unknown kind, and for an answer that the kind does not have.
     """
 
     kind: str = "flow"
@@ -45,18 +45,22 @@ class Objective:
     loss: str = "auto"
 
     def __post_init__(self) -> None:
-        if self.kind == "flow" and "noise" in self.says.values():
-            raise ValueError("objective=flow: the network says 'velocity' or 'clean', not 'noise'")
+        known = {"flow": ("velocity", "clean"), "ddpm": ("velocity", "clean", "noise")}
+        if self.kind not in known:
+            raise ValueError(f"objective={self.kind!r}: expected {' or '.join(map(repr, known))}")
+        for name, said in self.says.items():
+            if said not in known[self.kind]:
+                has = " or ".join(map(repr, known[self.kind]))
+                raise ValueError(f"objective={self.kind}: the network says {has}, not {said!r} (of {name})")
 
     @property
     def out_factor(self) -> int:
         """How many numbers the network predicts per element."""
         return 2 if self.learn_variance else 1
 
-    @property
-    def chain(self) -> path.Chain:
-        """The schedule (ddpm)."""
-        return path.chain(self.train_steps, self.schedule, self.shift)
+    def chain(self, x: Tensor) -> path.Chain:
+        """The schedule (ddpm), of the dtype of x and on its device."""
+        return path.chain(self.train_steps, self.schedule, self.shift, x.dtype, x.device)
 
     def said(self, field: str) -> str:
         """What the network says of a field."""
@@ -70,7 +74,7 @@ class Objective:
         """The noised field at tau. tau = 0 gives x0 exactly."""
         if self.kind == "flow":
             return path.flow_mix(x0, noise, tau_B)
-        return path.ddpm_mix(x0, noise, tau_B, self.chain)
+        return path.ddpm_mix(x0, noise, tau_B, self.chain(x0))
 
     def target(self, field: str, x0: Tensor, noise: Tensor, tau_B: Tensor) -> Tensor:
         """What a perfect network would say of a field."""
@@ -79,8 +83,8 @@ class Objective:
             return x0 if said == "clean" else noise
         if self.kind == "flow":
             return noise - x0
-        k_B = path.step_of(tau_B, self.train_steps)
-        return path.at(self.chain.signal, k_B, x0) * noise - path.at(self.chain.noise, k_B, x0) * x0
+        k_B, steps = path.step_of(tau_B, self.train_steps), self.chain(x0)
+        return path.at(steps.signal, k_B, x0) * noise - path.at(steps.noise, k_B, x0) * x0
 
     def clean(self, field: str, out: Tensor, x: Tensor, tau_B: Tensor) -> Tensor:
         """The x0 that an answer implies of a noised field x at tau > 0: the inverse of `target`."""
@@ -89,8 +93,8 @@ class Objective:
             return out
         if self.kind == "flow":
             return x - path.like(tau_B, x) * out
-        k_B = path.step_of(tau_B, self.train_steps)
-        signal, noise = path.at(self.chain.signal, k_B, x), path.at(self.chain.noise, k_B, x)
+        k_B, steps = path.step_of(tau_B, self.train_steps), self.chain(x)
+        signal, noise = path.at(steps.signal, k_B, x), path.at(steps.noise, k_B, x)
         return (x - noise * out) / signal if said == "noise" else signal * x - noise * out
 
     def velocity(self, field: str, out: Tensor, x: Tensor, tau: float) -> Tensor:
@@ -126,7 +130,7 @@ class Objective:
                v: -1 for the posterior's variance, 1 for beta, between them in logarithms; None: the posterior's.
         Source:  2006.11239, eq. 5 and 13; 2102.09672, eq. 15.
         """
-        k_B, steps = path.step_of(tau_B, self.train_steps), self.chain
+        k_B, steps = path.step_of(tau_B, self.train_steps), self.chain(x)
         true_log_var = path.at(steps.log_low, k_B, x)
         log_var = true_log_var if v is None else self.log_variance(v, k_B)
         mean = path.at(steps.from_clean, k_B, x) * x0_said + path.at(steps.from_noised, k_B, x) * x
@@ -138,7 +142,7 @@ class Objective:
 
     def log_variance(self, v: Tensor, k_B: Tensor) -> Tensor:
         """The learned log variance of step k: between the posterior's (v = -1) and beta (v = 1)."""
-        low, high = path.at(self.chain.log_low, k_B, v), path.at(self.chain.log_high, k_B, v)
+        low, high = path.at(self.chain(v).log_low, k_B, v), path.at(self.chain(v).log_high, k_B, v)
         return (v + 1) / 2 * high + (1 - v) / 2 * low
 
 

@@ -51,42 +51,50 @@ def alphas_cumprod(train_steps: int, schedule: str = "linear", shift: float = 1.
 
 @dataclass(frozen=True)
 class Chain:
-    """A schedule in the numbers that its formulas need, each (K,) float64, by step k.
+    """A schedule in the numbers that its formulas need, each (K,), by step k.
 
     x_k = signal x0 + noise z;   q(x_{k-1} | x_k, x0) = N(from_clean x0 + from_noised x_k, variance).
     Source:  DDPM, arXiv:2006.11239, eq. 4, 6 and 7.
     """
 
-    signal: np.ndarray
-    noise: np.ndarray
-    from_clean: np.ndarray
-    from_noised: np.ndarray
-    variance: np.ndarray  # beta tilde; 0 at k = 0, where all is known
-    log_low: np.ndarray  # its logarithm; at k = 0 that of k = 1 stands in (2102.09672)
-    log_high: np.ndarray  # the logarithm of beta, the widest that a learned variance may be
+    signal: Tensor
+    noise: Tensor
+    from_clean: Tensor
+    from_noised: Tensor
+    variance: Tensor  # beta tilde; 0 at k = 0, where all is known
+    log_low: Tensor  # its logarithm; at k = 0 that of k = 1 stands in (2102.09672)
+    log_high: Tensor  # the logarithm of beta, the widest that a learned variance may be
 
 
-@lru_cache(maxsize=8)
-def chain(train_steps: int, schedule: str = "linear", shift: float = 1.0) -> Chain:
-    """The numbers of a schedule of at least two steps."""
+@lru_cache(maxsize=16)
+def chain(
+    train_steps: int,
+    schedule: str = "linear",
+    shift: float = 1.0,
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | None = None,
+) -> Chain:
+    """The numbers of a schedule of at least two steps, computed in float64 and kept where they are used."""
     power = alphas_cumprod(train_steps, schedule, shift)
     before = np.concatenate([[1.0], power[:-1]])
     beta = 1 - power / before
     variance = beta * (1 - before) / (1 - power)
-    return Chain(
-        signal=np.sqrt(power),
-        noise=np.sqrt(1 - power),
-        from_clean=np.sqrt(before) * beta / (1 - power),
-        from_noised=np.sqrt(power / before) * (1 - before) / (1 - power),
-        variance=variance,
-        log_low=np.log(np.concatenate([variance[1:2], variance[1:]])),
-        log_high=np.log(beta),
-    )
+    tables = {
+        "signal": np.sqrt(power),
+        "noise": np.sqrt(1 - power),
+        "from_clean": np.sqrt(before) * beta / (1 - power),
+        "from_noised": np.sqrt(power / before) * (1 - before) / (1 - power),
+        "variance": variance,
+        "log_low": np.log(np.concatenate([variance[1:2], variance[1:]])),
+        "log_high": np.log(beta),
+    }
+    with torch.inference_mode(False):  # a table made while acting serves training, too
+        return Chain(**{name: torch.as_tensor(table, dtype=dtype, device=device) for name, table in tables.items()})
 
 
-def at(table_K: np.ndarray, k_B: Tensor, x: Tensor) -> Tensor:
-    """Entries k of a table, of the dtype of x (B, ...) and shaped to be broadcast over it."""
-    return like(torch.as_tensor(table_K, dtype=x.dtype, device=x.device)[k_B], x)
+def at(table_K: Tensor, k_B: Tensor, x: Tensor) -> Tensor:
+    """Entries k of a table, shaped to be broadcast over x (B, ...)."""
+    return like(table_K[k_B], x)
 
 
 def step_of(tau_B: Tensor, train_steps: int) -> Tensor:

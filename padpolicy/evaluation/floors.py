@@ -28,6 +28,9 @@ class Blinded:
         self.policy, self.absent, self.spec = policy, absent, policy.spec
         self.acts_in, self.imagines_in = policy.acts_in, policy.imagines_in
 
+    def learned(self, mode: str) -> bool:
+        return self.policy.learned(mode)
+
     def noise_shapes(self, mode: str) -> dict[str, tuple[int, ...]]:
         return self.policy.noise_shapes(mode)
 

@@ -1,4 +1,4 @@
-"""Does the policy imagine what really comes? Five measurements on held-out episodes of a store.
+"""Does the policy imagine what really comes? Up to five measurements on held-out episodes of a store.
 
 Moments are taken in groups: one family, one step, as many episodes as there are (at most 32). So a retrieved future is
 compared with futures that differ only by scene, instruction and action, never by how far the task has come. The present
@@ -46,19 +46,27 @@ class _Group:
 
 
 def imagination_report(
-    policy: Policy, store_path: str | Path, *, samples: int = 256, seed: int = 0, steps: int | None = None
+    policy: Policy,
+    store_path: str | Path,
+    *,
+    samples: int = 256,
+    seed: int = 0,
+    steps: int | None = None,
+    sampler: str | None = None,
 ) -> dict[str, Any]:
     """Measures imagined futures against the real ones.
 
     Args:     samples: about how many moments are looked at.
               steps: network calls; None: the policy's own number. In one, a policy that says what is clean imagines the
                   mean of what may come.
+              sampler: see `Policy.predict`.
     Returns:  retrieval (share of moments whose imagined frame is nearest, by latent distance, to its own future
               among `candidates`; and of the present's), static_psnr (dB of imagined pixels that do not move, and of
               the encoder's own reconstruction), moving (error on moving pixels divided by that of the present),
               forward (the same error under another episode's actions divided by that under the own ones), inverse (R2
               of actions read off two frames; and of those it would plan itself), each with ci95 over episodes;
-              episodes, samples; page (the same in words, for the report).
+              episodes, samples; page (the same in words, for the report). "forward" and "inverse" are there if the
+              policy has learned those modes.
     Raises:   ValueError if the policy imagines nothing, or no two episodes of a family are long enough.
     """
     spec = policy.spec
@@ -73,7 +81,8 @@ def imagination_report(
         raise ValueError(
             f"{store_path}: no two episodes of one family last longer than the {ahead_s:g} s that are imagined."
         )
-    parts = [_measure(policy, _load(store, spec, moments), seed + i, steps) for i, moments in enumerate(chosen)]
+    how = {"steps": steps, "sampler": sampler}
+    parts = [_measure(policy, _load(store, spec, moments), seed + i, how) for i, moments in enumerate(chosen)]
     all_of = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     found = _summary(all_of, seed)
     found["episodes"] = len({episode for moments in chosen for episode, _ in moments})
@@ -154,13 +163,13 @@ def _observation(store: Store, spec: PolicySpec, row: int) -> dict[str, np.ndarr
     return found
 
 
-def _measure(policy: Policy, group: _Group, seed: int, steps: int | None) -> dict[str, np.ndarray]:
-    """One number per moment (sums where a ratio is formed later), keyed by what it is."""
+def _measure(policy: Policy, group: _Group, seed: int, how: dict[str, Any]) -> dict[str, np.ndarray]:
+    """One number per moment (sums where a ratio is formed later), keyed by what it is; `how` it is sampled."""
     camera = policy.spec.future_cameras[0]
     obs, n = collate(group.samples), len(group.samples)
     true_latent = policy.encode(torch.from_numpy(group.then[camera])).float().cpu()  # (N, F, C, h, w)
 
-    imagined = _futures(policy, obs, camera, seed, mode=policy.imagines_in, steps=steps)
+    imagined = _futures(policy, obs, camera, seed, mode=policy.imagines_in, **how)
     distance = torch.cdist(imagined[:, -1].flatten(1), true_latent[:, -1].flatten(1)).numpy()
     found = {"retrieved": (distance.argmin(1) == np.arange(n)).astype(float), "episode": group.episode}
     now_latent = policy.encode(torch.from_numpy(group.now)).float().cpu()
@@ -179,24 +188,26 @@ def _measure(policy: Policy, group: _Group, seed: int, steps: int | None) -> dic
     found["moving_error"] = (((drawn - truth) ** 2) * moved).sum((1, 2, 3))
     found["moving_now"] = (((_pictures(policy, now_latent) - truth) ** 2) * moved).sum((1, 2, 3))
 
-    mine, anothers = (torch.from_numpy(a) for a in (group.actions, np.roll(group.actions, 1, axis=0)))
-    own = _futures(policy, obs, camera, seed, mode="forward", actions=mine, steps=steps)
-    other = _futures(policy, obs, camera, seed, mode="forward", actions=anothers, steps=steps)
-    found["forward_own"] = (((_pictures(policy, own[:, -1]) - truth) ** 2) * moved).sum((1, 2, 3))
-    found["forward_other"] = (((_pictures(policy, other[:, -1]) - truth) ** 2) * moved).sum((1, 2, 3))
+    if policy.learned("forward"):
+        own, other = (
+            _futures(policy, obs, camera, seed, mode="forward", actions=torch.from_numpy(actions), **how)
+            for actions in (group.actions, np.roll(group.actions, 1, axis=0))
+        )
+        found["forward_own"] = (((_pictures(policy, own[:, -1]) - truth) ** 2) * moved).sum((1, 2, 3))
+        found["forward_other"] = (((_pictures(policy, other[:, -1]) - truth) ** 2) * moved).sum((1, 2, 3))
 
-    futures = {cam: torch.from_numpy(frames) for cam, frames in group.then.items()}
-    read = policy.predict(
-        obs, mode="inverse", future=futures, steps=steps, generator=torch.Generator().manual_seed(seed)
-    ).action
-    assert read is not None  # mode "inverse" is the mode that gives actions
-    found["action"] = np.where(group.real[..., None], group.actions, np.nan)
-    found["action_read"] = np.where(group.real[..., None], read.float().cpu().numpy(), np.nan)
-    planned = policy.predict(
-        obs, mode=policy.acts_in, steps=steps, generator=torch.Generator().manual_seed(seed)
-    ).action
-    assert planned is not None
-    found["action_planned"] = np.where(group.real[..., None], planned.float().cpu().numpy(), np.nan)
+    if policy.learned("inverse"):
+        futures = {cam: torch.from_numpy(frames) for cam, frames in group.then.items()}
+
+        def actions(mode: str, **given: Any) -> np.ndarray:
+            generator = torch.Generator().manual_seed(seed)
+            action = policy.predict(obs, mode=mode, generator=generator, **given, **how).action
+            assert action is not None  # modes that give actions
+            return np.where(group.real[..., None], action.float().cpu().numpy(), np.nan)
+
+        found["action"] = np.where(group.real[..., None], group.actions, np.nan)
+        found["action_read"] = actions("inverse", future=futures)
+        found["action_planned"] = actions(policy.acts_in)
     return found
 
 
@@ -235,8 +246,7 @@ def _summary(found: dict[str, np.ndarray], seed: int) -> dict[str, Any]:
         return float(values.mean()) if len(values) else float("nan")
 
     every = np.arange(n)
-    per_dim = r2_per_dim(found["action"], found["action_read"])
-    return {
+    summary: dict[str, Any] = {
         "retrieval": {
             "share": share(every),
             "ci95": bootstrap(share, episode, seed),
@@ -250,14 +260,18 @@ def _summary(found: dict[str, np.ndarray], seed: int) -> dict[str, Any]:
             "ci95": bootstrap(gap, episode, seed),
         },
         "moving": {"error_ratio": moving(every), "ci95": bootstrap(moving, episode, seed)},
-        "forward": {"error_ratio": ratio(every), "ci95": bootstrap(ratio, episode, seed)},
-        "inverse": {
+    }
+    if "forward_own" in found:
+        summary["forward"] = {"error_ratio": ratio(every), "ci95": bootstrap(ratio, episode, seed)}
+    if "action_read" in found:
+        per_dim = r2_per_dim(found["action"], found["action_read"])
+        summary["inverse"] = {
             "r2": r2(every),
             "ci95": bootstrap(r2, episode, seed),
             "planned_r2": r2(every, "action_planned"),
             "r2_per_dim": [None if np.isnan(v) else v for v in per_dim],
-        },
-    }
+        }
+    return summary
 
 
 def r2_per_dim(truth_NTA: np.ndarray, read_NTA: np.ndarray) -> np.ndarray:
@@ -285,7 +299,6 @@ def bootstrap(statistic: Any, episode_N: np.ndarray, seed: int) -> list[float]:
 def _for_page(found: dict[str, Any]) -> Iterator[dict[str, str]]:
     """The numbers in words."""
     retrieval, static, moving = (found[k] for k in ("retrieval", "static_psnr", "moving"))
-    forward, inverse = found["forward"], found["inverse"]
 
     def item(title: str, shown: str, ci95: list[float], form: str, meaning: str) -> dict[str, str]:
         low, high = (form.format(v) for v in ci95)
@@ -315,18 +328,20 @@ def _for_page(found: dict[str, Any]) -> Iterator[dict[str, str]]:
         "{:.2f}",
         "error on moving pixels, relative to imagining that nothing moves",
     )
-    yield item(
-        "what actions do",
-        f"× {forward['error_ratio']:.2f}",
-        forward["ci95"],
-        "{:.2f}",
-        "error on moving pixels when it is given another episode’s actions, relative to the true ones",
-    )
-    yield item(
-        "which actions did it",
-        f"R² {inverse['r2']:.2f}",
-        inverse["ci95"],
-        "{:.2f}",
-        "of the actions that it reads off the present and a future frame; of what it would do itself, without the "
-        f"future, R² {inverse['planned_r2']:.2f}",
-    )
+    if forward := found.get("forward"):
+        yield item(
+            "what actions do",
+            f"× {forward['error_ratio']:.2f}",
+            forward["ci95"],
+            "{:.2f}",
+            "error on moving pixels when it is given another episode’s actions, relative to the true ones",
+        )
+    if inverse := found.get("inverse"):
+        yield item(
+            "which actions did it",
+            f"R² {inverse['r2']:.2f}",
+            inverse["ci95"],
+            "{:.2f}",
+            "of the actions that it reads off the present and a future frame; of what it would do itself, without the "
+            f"future, R² {inverse['planned_r2']:.2f}",
+        )

@@ -124,7 +124,12 @@ def run_evaluation(cfg: EvalConfig, policy: Policy | None = None, progress: Prog
         from padpolicy.evaluation.imagination import imagination_report
 
         results["imagination"] = imagination_report(
-            policy, cfg.imagination, samples=cfg.imagination_samples, seed=cfg.seed, steps=cfg.steps or None
+            policy,
+            cfg.imagination,
+            samples=cfg.imagination_samples,
+            seed=cfg.seed,
+            steps=cfg.steps or None,
+            sampler=cfg.sampler or None,
         )
     results["dt_s"] = dt_s
     results["future_offsets_s"] = list(policy.spec.future_offsets_s)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from padpolicy.config import ConfigError
+from padpolicy.config import ConfigError, ModelConfig
 from padpolicy.model.diffusion_policy import GROUPS, Condition, TransformerNetwork, UnetNetwork
 from padpolicy.model.dit import DiT
 from padpolicy.model.network import Denoiser, Network
@@ -21,6 +21,16 @@ from padpolicy.model.pad import PadNetwork
 from padpolicy.model.resnet_eyes import FEATURES, smallest_side
 from padpolicy.model.tokens import Tokens
 from padpolicy.spec import PolicyConfig
+
+ALONE = {  # settings that only some families have a place for; sizes, which recipes set for ours, are not among them
+    "coarse_cameras": ("padpolicy",),
+    "stem_depth": ("padpolicy",),
+    "glance": ("padpolicy",),
+    "prefix_sum": ("padpolicy",),
+    "conditioning": ("pad",),
+    "one_pose_token": ("pad",),
+    "resnet_stages": ("unet", "transformer"),
+}
 
 
 def build_network(
@@ -33,6 +43,14 @@ def build_network(
            downsample: pixels per latent pixel.
     Raises:  ConfigError for settings that the family has no place for.
     """
+    for key, families in ALONE.items():
+        value = getattr(config.model, key)
+        if config.model.family not in families and value != getattr(ModelConfig(), key):
+            raise ConfigError(
+                f"model.{key}={value!r} is for model.family={' and '.join(families)}; it is {config.model.family!r}."
+            )
+    if config.model.family != "padpolicy" and config.model.text == "tokens":
+        raise ConfigError(f"model.text='tokens': model.family={config.model.family} hears the pooled sentence.")
     if config.model.family == "pad":
         return _pad(config, channels, pooled_width, out_factor, downsample)
     if config.model.family == "unet":

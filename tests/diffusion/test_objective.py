@@ -10,6 +10,7 @@ import torch
 from diffusers import DDPMScheduler
 from torch.distributions import Normal, kl_divergence
 
+from padpolicy.diffusion import path
 from padpolicy.diffusion.objective import VB_WEIGHT, Objective, bin_log_likelihood
 
 FLOW, CLEAN = Objective("flow"), Objective("flow", {"x": "clean"})
@@ -52,9 +53,17 @@ def test_the_velocity_of_ddpm_is_diffusers():
     assert torch.equal(unnamed, noise)
 
 
-def test_a_flow_network_does_not_say_the_noise():
-    with pytest.raises(ValueError, match="'velocity' or 'clean', not 'noise'"):
-        Objective("flow", {"x": "noise"})
+@pytest.mark.parametrize(
+    ("kind", "said", "message"),
+    [
+        ("flow", "noise", "flow: the network says 'velocity' or 'clean', not 'noise' .of x"),
+        ("ddpm", "epsilon", "ddpm: the network says 'velocity' or 'clean' or 'noise', not 'epsilon'"),
+        ("edm", "clean", "objective='edm': expected 'flow' or 'ddpm'"),
+    ],
+)
+def test_what_cannot_be_said_is_refused(kind, said, message):
+    with pytest.raises(ValueError, match=message):
+        Objective(kind, {"x": said})
 
 
 def test_times_are_trained_where_they_are_sampled():
@@ -78,7 +87,7 @@ def test_the_error_of_a_clean_answer_is_that_of_its_velocity_times_tau_squared()
 def test_a_learned_variance_lies_between_its_bounds():
     objective, k = Objective("ddpm", learn_variance=True), torch.tensor([0, 1, 50, 999])
     low, high = (objective.log_variance(torch.full((4,), v, dtype=torch.float64), k) for v in (-1.0, 1.0))
-    assert np.allclose(low, objective.chain.log_low[k]) and np.allclose(high, objective.chain.log_high[k])
+    assert torch.equal(low, objective.chain(low).log_low[k]) and torch.equal(high, objective.chain(low).log_high[k])
     between = torch.stack([objective.log_variance(torch.full((4,), v), k) for v in np.linspace(-1, 1, 9)])
     assert (between.diff(dim=0) >= 0).all() and (low < high).all()
 
@@ -88,10 +97,8 @@ def test_a_term_of_the_bound_is_the_divergence_of_two_gaussians(v):
     objective, k = Objective("ddpm"), torch.tensor([1, 50, 700])
     (x0, noise), said = drawn(3, 4), drawn(3, 4, seed=1)[0]
     x = objective.mix(x0, noise, (k + 1) / 1000)
-    steps = objective.chain
-    clean, noised, width = (
-        torch.from_numpy(t[k])[:, None] for t in (steps.from_clean, steps.from_noised, steps.variance)
-    )
+    steps = objective.chain(x)
+    clean, noised, width = (t[k][:, None] for t in (steps.from_clean, steps.from_noised, steps.variance))
     true = Normal(clean * x0 + noised * x, width.sqrt())
     log_var = width.log() if v is None else objective.log_variance(torch.full_like(x, v), k)
     model = Normal(clean * said + noised * x, torch.exp(0.5 * log_var))
@@ -121,7 +128,7 @@ def test_the_bound_of_a_gaussian_is_its_entropy(schedule, shift, learned):
     """
     K, s = 50, 0.2
     objective = Objective("ddpm", {"x": "noise"}, learned, K, schedule, shift, "bound")
-    steps = objective.chain
+    steps = path.chain(K, schedule, shift)
     nodes, weights = np.polynomial.hermite_e.hermegauss(40)
     weights = weights / weights.sum()
     x0 = torch.from_numpy(s * np.repeat(nodes, 40)).expand(K, -1)
@@ -130,13 +137,13 @@ def test_the_bound_of_a_gaussian_is_its_entropy(schedule, shift, learned):
     power, width = steps.signal**2 * s**2 + steps.noise**2, s**2 * steps.noise**2  # of x_k; of x0 given it, times power
     unknown = width / power
     x = objective.mix(x0, noise, tau)
-    best = torch.from_numpy(steps.signal * s**2 / power)[:, None] * x
-    out = (x - torch.from_numpy(steps.signal)[:, None] * best) / torch.from_numpy(steps.noise)[:, None]
+    best = (steps.signal * s**2 / power)[:, None] * x
+    out = (x - steps.signal[:, None] * best) / steps.noise[:, None]
     reverse = steps.variance + steps.from_clean**2 * unknown
     if learned:
-        v = 2 * (np.log(reverse) - steps.log_low) / (steps.log_high - steps.log_low) - 1
-        assert (np.abs(v[1:]) <= 1).all()
-        out = torch.cat([out, torch.from_numpy(v)[:, None].expand_as(out)], -1)
+        v = 2 * (reverse.log() - steps.log_low) / (steps.log_high - steps.log_low) - 1
+        assert (v[1:].abs() <= 1).all()
+        out = torch.cat([out, v[:, None].expand_as(out)], -1)
     terms = objective.error("x", out, x0, noise, tau).numpy() @ np.outer(weights, weights).ravel() / K * math.log(2)
 
     def last(std: float) -> float:
@@ -152,7 +159,7 @@ def test_the_bound_of_a_gaussian_is_its_entropy(schedule, shift, learned):
         first = 0.5 * math.log(2 * math.pi * math.e * unknown[0])
         expected = entropy + far - prior - first + last(math.sqrt(unknown[0]))
     else:
-        expected = (steps.from_clean**2 * unknown / (2 * np.exp(steps.log_low)))[1:].sum()
+        expected = (steps.from_clean**2 * unknown / (2 * steps.log_low.exp()))[1:].sum()
         expected += last(math.exp(0.5 * steps.log_low[0]))
     assert abs(terms.sum() - expected) < 1e-5 * abs(expected)
 

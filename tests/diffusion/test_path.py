@@ -22,7 +22,7 @@ def test_schedules_are_those_of_diffusers(schedule, steps):
     assert np.allclose(1 - power[1:] / power[:-1], reference.betas[1:].numpy(), rtol=1e-5, atol=1e-7)
     k = torch.tensor([0, 10, 50, steps - 1])
     x0, noise = torch.randn(4, 3), torch.randn(4, 3)
-    mixed = path.ddpm_mix(x0, noise, (k + 1) / steps, path.chain(steps, schedule))
+    mixed = path.ddpm_mix(x0, noise, (k + 1) / steps, path.chain(steps, schedule, dtype=torch.float32))
     assert torch.allclose(mixed, reference.add_noise(x0, noise, k), atol=1e-5)
 
 
@@ -42,7 +42,8 @@ def test_the_shifted_schedule_is_the_cosine_moved_in_log_snr(shift):
 @pytest.mark.parametrize(("schedule", "shift"), SCHEDULES)
 def test_posteriors_are_those_of_bayes(schedule, shift):
     """q(x_{k-1} | x_k, x0) is proportional to q(x_{k-1} | x0) q(x_k | x_{k-1}): precisions add up."""
-    power, steps = path.alphas_cumprod(200, schedule, shift), path.chain(200, schedule, shift)
+    power, tables = path.alphas_cumprod(200, schedule, shift), path.chain(200, schedule, shift)
+    steps = path.Chain(*(table.numpy() for table in vars(tables).values()))
     before, alpha = power[:-1], power[1:] / power[:-1]
     variance = 1 / (1 / (1 - before) + alpha / (1 - alpha))
     assert np.allclose(steps.variance[1:], variance, rtol=1e-9)
@@ -55,7 +56,7 @@ def test_posteriors_are_those_of_bayes(schedule, shift):
 
 @pytest.mark.parametrize(("schedule", "shift"), SCHEDULES)
 def test_noise_grows_with_tau(schedule, shift):
-    tau, steps = torch.linspace(0, 1, 11), path.chain(1000, schedule, shift)
+    tau, steps = torch.linspace(0, 1, 11), path.chain(1000, schedule, shift, torch.float32)
     signal = path.ddpm_mix(torch.ones(11, 1), torch.zeros(11, 1), tau, steps)[:, 0]
     noise = path.ddpm_mix(torch.zeros(11, 1), torch.ones(11, 1), tau, steps)[:, 0]
     assert (signal.diff() < 0).all() and (noise.diff() >= 0).all() and signal[0] == 1 and noise[0] == 0

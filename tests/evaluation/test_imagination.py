@@ -70,6 +70,21 @@ def test_a_policy_that_ignores_actions_and_pictures_is_found_out(store):
     assert report["static_psnr"]["gap_db"] > 10
 
 
+@pytest.mark.parametrize("unlearned", [("forward",), ("inverse",), ("forward", "inverse")])
+def test_modes_that_were_not_learned_are_not_measured(store, unlearned):
+    class Partial(fakes.FakePolicy):
+        def predict(self, obs, *, mode="policy", **options):
+            assert mode not in unlearned
+            return super().predict(obs, mode=mode, **options)
+
+    whole, policy = fakes.FakePolicy(noise=0.0), Partial(noise=0.0)
+    policy.unlearned = unlearned
+    expected, report = (imagination_report(p, store, samples=8) for p in (whole, policy))
+    assert set(expected) - set(report) == set(unlearned)
+    assert len(report["page"]["items"]) == 5 - len(unlearned)
+    assert report == {key: expected[key] for key in report} | {"page": report["page"]}
+
+
 def test_what_cannot_be_measured_is_said(store):
     with pytest.raises(ValueError, match="never learned to imagine"):
         imagination_report(fakes.FakePolicy(future_cameras=[]), store)

@@ -205,6 +205,9 @@ def test_published_sizes():
         ({"width": 12}, {}, r"model.width=12: model.family=unet takes multiples of 8"),
         ({}, {"image_size": 32}, r"data.image_size=32: model.eyes=resnet sees nothing below 33"),
         ({}, {"future_cameras": ["front"]}, r"data.future_cameras=\['front'\]: model.family=unet sees rgb alone"),
+        ({"text": "tokens"}, {}, r"model.text='tokens': model.family=unet hears the pooled sentence"),
+        ({"prefix_sum": True}, {}, r"model.prefix_sum=True is for model.family=padpolicy; it is 'unet'"),
+        ({"conditioning": "adaln"}, {}, r"model.conditioning='adaln' is for model.family=pad; it is 'unet'"),
     ],
 )
 def test_what_has_no_place_is_refused(model, spec, message):

@@ -7,20 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from model import pad_reference as reference
 from model.pad_reference import arguments, random_weights
 from small import HashEncoder, MeanEncoder
 from torch import nn
 
-from padpolicy.config import ConfigError, EncodersConfig
+from padpolicy.config import ConfigError, EncodersConfig, dit_sizes
 from padpolicy.diffusion.path import step_of
 from padpolicy.model.families import build_network
 from padpolicy.model.network import Observed
 from padpolicy.model.pad import PadNetwork
 from padpolicy.policy import PadPolicy
-from padpolicy.released import SIZES, import_pad, save_released
-from padpolicy.shipped import shipped
+from padpolicy.released import import_pad, save_released
 
 B, K = 2, 1000
 RGB, DEPTH = "future.latent_front", "future.depth_front"
@@ -256,10 +254,9 @@ def test_the_pose_is_as_long_as_an_action_and_keeps_the_gripper(numbers, expecte
 
 @pytest.mark.parametrize(("size", "millions"), [("S", 33), ("B", 130), ("L", 458), ("XL", 675)])
 def test_the_sizes_are_those_of_the_paper(size, millions):
-    chosen = yaml.safe_load(shipped(f"configs/model/{size}.yaml").read_text())
-    assert (chosen["width"], chosen["depth"], chosen["heads"]) == SIZES[size]
+    width, depth, heads = dit_sizes()[size]
     with torch.device("meta"):
-        dit = PadNetwork(*SIZES[size], nn.Embedding(1001, chosen["width"]), side=32, patch=2, channels=4)
+        dit = PadNetwork(width, depth, heads, nn.Embedding(1001, width), side=32, patch=2, channels=4)
     count = sum(parameter.numel() for parameter in dit.parameters()) + dit.pos_embed.numel()
     assert abs(count / 1e6 - millions) < 0.6
 
@@ -283,6 +280,9 @@ def test_every_patch_size_gives_back_the_picture(patch):
         ({"obs_steps": 3}, "obs_steps=3: model.family=pad has 1"),
         ({"coupling": "blind"}, "coupling='blind': model.family=pad has 'pad' and 'full'"),
         ({"eyes": "stem"}, "eyes='stem': model.family=pad has 'latents'"),
+        ({"text": "tokens"}, "text='tokens': model.family=pad hears the pooled sentence"),
+        ({"resnet_stages": 2}, "resnet_stages=2 is for model.family=unet and transformer; it is 'pad'"),
+        ({"glance": True}, "glance=True is for model.family=padpolicy; it is 'pad'"),
     ],
 )
 def test_what_pad_has_no_place_for_is_refused(tmp_path, changed, message):
