@@ -9,10 +9,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
+from padpolicy.bench import curves
 from padpolicy.bench import study as ablate
 from padpolicy.config import ConfigError
 
@@ -131,6 +133,33 @@ def test_the_table_pairs_seeds_tasks_and_scenes(tmp_path, monkeypatch):
     assert "padpolicy base 0\npadpolicy often 0\n" in text
 
 
+def test_curves_stand_where_their_numbers_are():
+    """Of the middle of three arms: half way along the axis, success a quarter below the top, its bar as its interval."""
+    rows = {
+        name: {"success_rate": rate, "ci95": [rate - 0.1, rate + 0.1], "validation_loss": loss}
+        for name, rate, loss in (("a", 0.5, 0.3), ("b", 0.75, 0.1), ("c", 0.5, 0.2))
+    }
+    axis = {"x < 1": "a", "1": "b", "2": "c"}
+    svg = ElementTree.fromstring(curves.draw(rows, {"x & y": axis, "not yet": {"1": "a", "2": "later"}}))
+    names = {"s": "http://www.w3.org/2000/svg"}
+    said = [text.text for text in svg.findall("s:text", names)]
+    assert "x & y" in said and "x < 1" in said and "100%" in said and "not yet" not in said
+    circles = [(float(c.get("cx")), float(c.get("cy"))) for c in svg.findall("s:circle", names)]
+    assert len(circles) == 6 and len(svg.findall("s:polyline", names)) == 2
+    middle = curves.LEFT + curves.WIDTH / 2
+    loss, success = curves.TOP, curves.TOP + curves.HEIGHT + curves.BETWEEN
+    assert circles[4] == (middle, success + 0.25 * curves.HEIGHT)
+    assert circles[1][1] == pytest.approx(loss + curves.HEIGHT * (1 - 0.03 / 0.26), abs=0.1)  # room: 0.15 * 0.2
+    bar = svg.findall("s:line[@class='bar']", names)[1]
+    assert [float(bar.get(end)) for end in ("y1", "y2")] == pytest.approx(
+        [success + 0.35 * curves.HEIGHT, success + 0.15 * curves.HEIGHT]
+    )
+    for row in rows.values():
+        row["validation_loss"] = None
+    assert curves.draw(rows, {"x": axis}).count("<circle") == 3
+    assert curves.draw({}, {"x": axis}) == ""
+
+
 def test_what_is_done_is_not_run_again(tmp_path, monkeypatch, capfd):
     path, out = study_file(tmp_path), tmp_path / "out"
     finished(path, out, {("base", 3): {"t": [0, 1]}, ("often", 3): {"t": [1, 1]}})
@@ -233,6 +262,11 @@ def test_every_study_composes(path, tmp_path):
     ("old", "new", "words"),
     [
         ("base: base\narms", "base: bsae\narms", "base is 'bsae'; there are the arms base, often"),
+        (
+            "base: base\narms",
+            "base: base\ncurves: {c: {x: bsae}}\narms",
+            "curves names 'bsae'; there are the arms base",
+        ),
         ("policy: base", "policy: later", "often takes the policy of 'later', which no arm before it trains"),
         ("evaluate: [exec_steps=1]", "train: [seed=1]", "has policy=base, so it is not trained"),
         ("seeds: [3]", "seeds: [3, 3]", r"one or more different numbers, got \[3, 3\]"),

@@ -11,6 +11,7 @@ that was begun under other settings than the file has now is refused. What stand
     ARM-SEED/latency.json        its `padpolicy bench latency`, where the study has `plans`
     ARM-SEED/results.json        its evaluation, and the page and videos beside it
     table.md, results.json       every arm and its paired difference to the base; how to read it: docs/ablations.md
+    curves.svg                   arms in an order, where the study has `curves`
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ import numpy as np
 from safetensors import safe_open
 
 from padpolicy import config
+from padpolicy.bench import curves
 from padpolicy.config import MISSING, ConfigError
 from padpolicy.evaluation.episodes import protocol_differences
 from padpolicy.evaluation.metrics import paired_difference, wilson
@@ -62,6 +64,7 @@ class Study:
     arms: dict[str, Arm] = MISSING
     common: list[str] = field(default_factory=list)  # overrides of `padpolicy train`, for all arms
     evaluate: list[str] = field(default_factory=list)  # overrides of `padpolicy eval`, for all arms
+    curves: dict[str, dict[str, str]] = field(default_factory=dict)  # title -> label on the axis -> arm
     plans: int = 0  # plans of every policy that are timed, one at a time; 0: none
     data: dict[str, list[str]] = field(default_factory=dict)  # store -> overrides of `padpolicy collect`
     labels: dict[str, list[str]] = field(default_factory=dict)  # another store -> overrides of `padpolicy label`
@@ -223,6 +226,9 @@ def load_study(path: Path) -> Study:
     bases = (study.base, *(arm.base or study.base for arm in study.arms.values()))
     if missing := [base for base in bases if base not in names]:
         raise ConfigError(f"{path}: base is {missing[0]!r}; there are the arms {', '.join(names)}.")
+    drawn = [arm for curve in study.curves.values() for arm in curve.values()]
+    if missing := [arm for arm in drawn if arm not in names]:
+        raise ConfigError(f"{path}: curves names {missing[0]!r}; there are the arms {', '.join(names)}.")
     if not study.seeds or len(set(study.seeds)) < len(study.seeds):
         raise ConfigError(f"{path}: seeds must be one or more different numbers, got {study.seeds}.")
     return study
@@ -457,6 +463,8 @@ def study(
         summary = summarise(what, runner, cells)
         write(out / "results.json", summary)
         write(out / "table.md", table(path.stem, summary))
+        if picture := curves.draw(summary["arms"], what.curves):
+            write(out / "curves.svg", picture)
 
     runner.check(cells)
     if run:
