@@ -134,7 +134,7 @@ def test_the_table_pairs_seeds_tasks_and_scenes(tmp_path, monkeypatch):
 
 
 def test_curves_stand_where_their_numbers_are():
-    """Of the middle of three arms: half way along the axis, success a quarter below the top, its bar as its interval."""
+    """The middle of three arms: half way along the axis, and as far down as its success and its loss say."""
     rows = {
         name: {"success_rate": rate, "ci95": [rate - 0.1, rate + 0.1], "validation_loss": loss}
         for name, rate, loss in (("a", 0.5, 0.3), ("b", 0.75, 0.1), ("c", 0.5, 0.2))
