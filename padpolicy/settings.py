@@ -10,17 +10,18 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from padpolicy import config
+from padpolicy.config import schema
 from padpolicy.shipped import shipped
 
 T = TypeVar("T")
 
 
 def settings_help(verb: str, about: str) -> str:
-    """All settings of a verb with default and comment, read from the source of padpolicy/config.py, their only home."""
-    schema = config.SCHEMAS[verb]
+    """All settings of a verb with default and comment, read from the source of the schema, their only home."""
+    settings = config.SCHEMAS[verb]
     lines = [f"padpolicy {verb} key=value …", "", about, ""]
-    comments = _comments(config)
-    rows = list(_rows(schema(), "", comments))
+    comments = _comments(schema)
+    rows = list(_rows(settings(), "", comments))
     width = min(34, max(len(f"{key}={value}") for key, value, _ in rows))
     for key, value, comment in rows:
         lines.append(f"  {f'{key}={value}':{width}}  {comment}".rstrip())
@@ -52,7 +53,7 @@ def _yaml(value: Any) -> str:
 
 def options_help(cls: type) -> list[str]:
     """A line per field of a dataclass, as --options."""
-    comments = _comments(inspect.getmodule(cls) or config)
+    comments = _comments(inspect.getmodule(cls) or schema)
     rows = []
     for item in dataclasses.fields(cls):
         value = "" if item.default is False else f" {item.name.rpartition('_')[2].upper()}"

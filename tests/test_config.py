@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from padpolicy import config
+from padpolicy.config import compose, rules
 from padpolicy.diffusion.path import alphas_cumprod
 from padpolicy.shipped import shipped
 
@@ -118,8 +119,8 @@ def test_out_must_not_be_a_file(tmp_path: Path) -> None:
 def test_every_checked_name_is_a_setting() -> None:
     """A renamed setting must not silently lose its check."""
     known = {key for schema in config.SCHEMAS.values() for key in config.keys(schema())}
-    assert {*config._CHOICES, *config._AT_LEAST, *config._SHARES} <= known
-    assert {*config._MAY_CHANGE} <= known | {key.split(".")[0] for key in known}
+    assert {*rules._CHOICES, *rules._AT_LEAST, *rules._SHARES} <= known
+    assert {*compose._MAY_CHANGE} <= known | {key.split(".")[0] for key in known}
 
 
 def test_the_shortest_ddpm_schedule_ends_in_noise_and_no_further() -> None:

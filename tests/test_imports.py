@@ -29,7 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "draws": set(),
     "device": set(),
     "shipped": set(),
-    "config": {"shipped"},
+    "config": {"config", "shipped"},
     "spec": {"config"},
     "progress": set(),
     "provenance": {""},
