@@ -79,7 +79,7 @@ def _evaluate(cfg: QuickstartConfig, checkpoint: str, out: Path, tasks: list[str
     settings.checkpoint, settings.out = checkpoint, str(out)
     settings.tasks, settings.episodes_per_task, settings.videos = tasks, episodes, films
     settings.seed, settings.threads = cfg.seed, cfg.threads
-    with counted_bar("episodes") as advance:
+    with counted_bar("episodes, then films") as advance:
         return run_evaluation(settings, progress=lambda done, total, result: advance(done, total, result.instruction))
 
 
@@ -91,7 +91,7 @@ def _collect(path: Path, tasks: list[str], episodes: int, cfg: QuickstartConfig,
     settings.out = str(path)
     settings.tasks, settings.episodes_per_task, settings.actions = tasks, episodes, actions
     settings.seed = cfg.seed  # of other scenes: collect never takes those of an evaluation
-    with counted_bar("episodes") as advance:
+    with counted_bar("episodes, then films") as advance:
         collect(settings, advance)
 
 

@@ -8,7 +8,6 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +35,7 @@ from padpolicy.evaluation.rollout import (
     run_episodes,
 )
 from padpolicy.evaluation.vector import Reset, VectorEnv
-from padpolicy.progress import Advance, bar
+from padpolicy.progress import counted_bar
 from padpolicy.provenance import commit
 
 if TYPE_CHECKING:
@@ -52,13 +51,10 @@ def evaluate(cfg: EvalConfig, policy: Policy | None = None) -> dict[str, Any]:
 
     Returns:  what results.json holds.
     """
-    with ExitStack() as stack:
-        advance: list[Advance] = []
+    with counted_bar("episodes, then films") as advance:
 
         def tick(done: int, total: int, result: EpisodeResult) -> None:
-            if not advance:  # how many there are is known only now
-                advance.append(stack.enter_context(bar("episodes", total)))
-            advance[0](done, f"{result.instruction}: {'done' if result.success else 'not done'}")
+            advance(done, total, f"{result.instruction}: {'done' if result.success else 'not done'}")
 
         evaluation = run_evaluation(cfg, policy, tick)
     return write_report(cfg.out, evaluation)
