@@ -87,6 +87,7 @@ MISTAKES = [
     ("eval", ["out=x", "checkpoint=c", "floor=ceiling"], r"floor='ceiling': expected one of"),
     ("eval", ["out=x", "checkpoint=c", "episodes_per_task=0"], r"episodes_per_task=0: at least 1"),
     ("collect", ["out=x", "noise=-1"], r"noise=-1\.0: a share"),
+    ("collect", ["out=x", "env=metaworld", "env.options.goals=fixed", "noise=0"], r"the 10 episodes .* the same"),
     ("train", ["experiment=pad_paper", "family=unet", *TRAIN], r"experiment=pad_paper is a family already"),
     ("train", [*TRAIN, "family=unipi", "data.chunk_steps=9"], r"future_offsets_s=.*chunk_steps=9.* end at 0\.9 s"),
     ("train", [*TRAIN, "family=unipi", "diffusion.prefix_share=0.5"], r"prefix_share=0\.5 teaches .*policy and joint"),

@@ -14,6 +14,7 @@ from padpolicy.config.schema import (
     FAMILIES,
     SAMPLERS,
     BenchConfig,
+    CollectConfig,
     ConfigError,
     ServeConfig,
     TrainConfig,
@@ -159,6 +160,13 @@ def check(cfg: Any) -> None:
         _check_train(cfg, need)
     if isinstance(cfg, ServeConfig):
         _check_serve(cfg, need)
+    if isinstance(cfg, CollectConfig):
+        same = cfg.env.options.get("goals") == "fixed" and cfg.noise == 0 and cfg.episodes_per_task > 1
+        need(
+            not same,
+            f"env.options.goals=fixed with noise=0: the {cfg.episodes_per_task} episodes of a task would be one and the "
+            "same. Give noise=0.5, or episodes_per_task=1.",
+        )
     if isinstance(cfg, BenchConfig):
         _check_bench(cfg, need)
         return
