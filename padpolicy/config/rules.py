@@ -164,8 +164,8 @@ def check(cfg: Any) -> None:
         same = cfg.env.options.get("goals") == "fixed" and cfg.noise == 0 and cfg.episodes_per_task > 1
         need(
             not same,
-            f"env.options.goals=fixed with noise=0: the {cfg.episodes_per_task} episodes of a task would all be the same "
-            "one. Give noise=0.5, or episodes_per_task=1.",
+            f"env.options.goals=fixed with noise=0: the {cfg.episodes_per_task} episodes of a task would all be "
+            "the same one. Give noise=0.5, or episodes_per_task=1.",
         )
     if isinstance(cfg, BenchConfig):
         _check_bench(cfg, need)
