@@ -32,6 +32,7 @@ class DataConfig:
     obs_steps: int = 1  # frames of history, dt_s apart, the last one is "now"
     chunk_steps: int = 16  # actions per predicted chunk: chunk_steps * dt_s seconds
     future_offsets_s: list[float] = field(default_factory=lambda: [1.6])  # when the imagined frames are, from "now"
+    hold_future: bool = False  # frames behind a demonstration's end are its last one, as targets; otherwise none
     val_fraction: float = 0.02  # share of episodes held out for the validation loss
     workers: int = 1  # loader processes; 0 loads in the training process
     cache_mb: int = 512  # decoded frames kept of each store, MiB, by all loader processes of a rank together
@@ -481,6 +482,7 @@ SAMPLERS = {"flow": ("euler", "heun"), "ddpm": ("ddim", "ancestral", "dpmsolver+
 
 # Settings that older policies and runs lack: their default is what was done before.
 CAME_LATER = (
+    "hold_future",
     "prefix_noise",
     "prefix_sum",
     "stem_depth",

@@ -131,6 +131,8 @@ class Source:
                 if is_pad.any():
                     action_TA[is_pad] = hold_action(self.action_spec, action_TA[np.argmax(is_pad) - 1])
                 sample.fields[name] = action_TA
+            if self.cfg.hold_future:
+                parts["future"].is_pad[:] = False  # these rows are the last one already
         for axis, part in parts.items():
             if axis == "action" and self.action_free:
                 continue

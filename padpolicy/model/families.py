@@ -114,6 +114,7 @@ def _pad(config: PolicyConfig, channels: int, pooled_width: int, out_factor: int
         camera=camera,
         actions=spec.chunk_steps,
         action_dim=spec.action_dim,
+        proprio_dim=spec.proprio_dim,
         one_token=model.one_pose_token,
         depth_size=model.depth_size if depth_camera else 0,
         depth_patch=model.depth_patch,

@@ -122,7 +122,7 @@ class Known:
 
     rgb: Tensor  # (B, C, h, w) the present latent
     depth: Tensor | None  # (B, 1, S, S); None: there is no depth at all
-    pose: Tensor  # (B, A)
+    pose: Tensor  # (B, P)
     said: Tensor  # (B, E) pooled text
 
 
@@ -131,7 +131,7 @@ class PadNetwork(Denoiser):
 
     Args:  said: nn.Linear of the pooled text, or nn.Embedding of class labels.
            side, patch, channels: of latents.   frames: F.   camera: whose future it is; "": nothing is known (DiT).
-           actions, action_dim: T and A, 0 without poses.   one_token: for all poses and the present one.
+           actions, action_dim, proprio_dim: T, A and P, 0 without poses.   one_token: for poses and the present one.
            depth_size, depth_patch: S and its patch side; 0 without depth.   depth_camera: whose.
            out_factor: answers per number, 2 with a learned variance.
            masked: rgb sees neither poses nor depth.   conditioning: see PadBlock.
@@ -152,6 +152,7 @@ class PadNetwork(Denoiser):
         camera: str = "",
         actions: int = 0,
         action_dim: int = 0,
+        proprio_dim: int = 0,
         one_token: bool = True,
         depth_size: int = 0,
         depth_patch: int = 1,
@@ -167,7 +168,7 @@ class PadNetwork(Denoiser):
         self.modes = MODES
         self.width, self.patch, self.channels, self.frames = width, patch, channels, frames
         self.camera, self.depth_camera, self.out_factor = camera, depth_camera, out_factor
-        self.actions, self.action_dim, self.one_token = actions, action_dim, one_token
+        self.actions, self.action_dim, self.proprio_dim, self.one_token = actions, action_dim, proprio_dim, one_token
         self.depth_size, self.depth_patch = depth_size, depth_patch
         self.conditioning, self.train_steps, self.recompute = conditioning, train_steps, recompute
 
@@ -181,7 +182,7 @@ class PadNetwork(Denoiser):
         self.a_embedder = self.d_embedder = None
         sizes = [cells**2]
         if actions:
-            tokens, numbers = (1, (actions + 1) * action_dim) if one_token else (actions, action_dim)
+            tokens, numbers = (1, actions * action_dim + proprio_dim) if one_token else (actions, action_dim)
             self.a_embedder = nn.Linear(numbers, width)
             self.register_buffer("a_pos_embed", line_positions(torch.arange(tokens), width)[None])
             out["a_"] = actions * action_dim // tokens
@@ -226,7 +227,7 @@ class PadNetwork(Denoiser):
         """What is published: the inputs as they enter the tokens, noised first, to the answers as they leave them.
 
         Args:    rgb_BChw: (B, F C + C, h, w).   step_B: DDPM's step.   said_BE: pooled text, or (B,) class labels.
-                 pose_BTA: (B, 1, T A + A), or (B, T, A) where each action has a token.   depth_BCSS: (B, F + 1, S, S).
+                 pose_BTA: (B, 1, T A + P), or (B, T, A) where each action has a token.   depth_BCSS: (B, F + 1, S, S).
         Returns: kind -> "" (B, f F C, h, w), "a_" (B, 1, f T A) or (B, T, f A), "d_" (B, f F, S, S), f = out_factor.
         """
         tokens = [self.x_embedder["proj"](rgb_BChw).flatten(2).transpose(1, 2) + self.pos_embed]
@@ -252,24 +253,15 @@ class PadNetwork(Denoiser):
         return out
 
     def context(self, observed: Observed) -> Known:
-        """The present as it stands in the tokens. See `_pose` for the pose."""
+        """The present as it stands in the tokens."""
         said, presents = present(observed.text_pooled, observed.has["text"]), observed.presents
         rows, depth = len(said), None
         if self.d_embedder is not None:
             nothing = said.new_zeros(rows, 1, self.depth_size, self.depth_size)
             depth = presents.get(f"future.depth_{self.depth_camera}", nothing)
-        return Known(presents[f"future.latent_{self.camera}"][:, 0], depth, self._pose(observed.proprio, rows), said)
-
-    def _pose(self, proprio_BOP: Tensor | None, rows: int) -> Tensor:
-        """The newest state of the robot (B, A). Where it has more numbers, the first A - 1 and the last, because that
-        is where both keep the gripper; where it has fewer, zeros behind them. PAD's has A.
-        """
-        if proprio_BOP is None:
-            return self.pos_embed.new_zeros(rows, self.action_dim)
-        newest, dims = proprio_BOP[:, -1], self.action_dim
-        if newest.shape[1] > dims:
-            return torch.cat([newest[:, : dims - 1], newest[:, -1:]], 1)
-        return nn.functional.pad(newest, (0, dims - newest.shape[1]))
+        felt = observed.proprio
+        pose = said.new_zeros(rows, self.proprio_dim) if felt is None else felt[:, -1]
+        return Known(presents[f"future.latent_{self.camera}"][:, 0], depth, pose, said)
 
     def denoise(
         self,

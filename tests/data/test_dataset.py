@@ -68,6 +68,19 @@ def test_a_sample_is_the_rows_of_its_window(robot, build):
     assert sample.robot == "arm" and sample.text in ("push the cube", "shove the cube")
 
 
+def test_frames_behind_the_end_can_be_the_last_one(robot):
+    """As targets, at the times asked for; those before the end stay as they are, and so do actions."""
+    held, plain = (open_source(robot, make_cfg(hold_future=hold)) for hold in (True, False))
+    for i in range(held.n_windows()):
+        a, b = (source.sample(i, np.random.default_rng(0)) for source in (held, plain))
+        assert not a.is_pad["future"].any()
+        assert all(np.array_equal(a.fields[name], b.fields[name]) for name in b.fields)
+        assert np.array_equal(a.time_s["future"], b.time_s["future"])
+        assert np.array_equal(a.is_pad["action"], b.is_pad["action"])
+    watched = open_source(robot, make_cfg(hold_future=True), action_free=True)
+    assert watched.sample(watched.n_windows() - 1, np.random.default_rng(0)).is_pad["future"].all()
+
+
 def test_every_step_is_a_window_and_the_wordings_all_occur(robot):
     source = open_source(robot, make_cfg())
     assert source.n_windows() == source.store.n_rows

@@ -153,8 +153,15 @@ def test_it_is_dit_with_labels_and_no_poses():
 
 
 def network(conditioning: str = "adaln_zero", **settings) -> PadNetwork:
-    sizes = {"side": 8, "patch": 2, "channels": 4, "frames": 3, "camera": "front", "actions": 3, "action_dim": 4}
-    sizes |= {"depth_size": 8, "depth_patch": 4, "depth_camera": "front"}
+    sizes = {"side": 8, "patch": 2, "channels": 4, "frames": 3, "camera": "front"}
+    sizes |= {
+        "actions": 3,
+        "action_dim": 4,
+        "proprio_dim": 4,
+        "depth_size": 8,
+        "depth_patch": 4,
+        "depth_camera": "front",
+    }
     return PadNetwork(16, 2, 2, nn.Linear(8, 16), **{**sizes, "conditioning": conditioning, **settings})
 
 
@@ -244,12 +251,14 @@ def test_the_network_is_told_the_step_that_the_noise_was_mixed_at():
     assert torch.equal(told[0].long(), step_of(tau, K))
 
 
-@pytest.mark.parametrize(
-    ("numbers", "expected"), [(4, [1, 2, 3, 4]), (6, [1, 2, 3, 6]), (2, [1, 2, 0, 0]), (0, [0, 0, 0, 0])]
-)
-def test_the_pose_is_as_long_as_an_action_and_keeps_the_gripper(numbers, expected):
-    state = torch.arange(1.0, numbers + 1).expand(1, 2, -1) * torch.tensor([[[-1.0], [1.0]]])
-    assert network()._pose(state if numbers else None, 1).tolist() == [expected]
+@pytest.mark.parametrize("numbers", [0, 2, 4, 6])
+def test_the_present_pose_is_all_of_the_newest_proprioception(numbers):
+    made = network(proprio_dim=numbers)
+    assert made.a_embedder.in_features == 3 * 4 + numbers
+    state = torch.arange(1.0, numbers + 1).expand(B, 2, -1) * torch.tensor([[[-1.0], [1.0]]])
+    x = inputs() | {"pose_now": state if numbers else None}
+    assert made.context(observed(x)).pose.tolist() == [list(range(1, numbers + 1))] * B
+    made.denoise("joint", made.context(observed(x)), fields(x), taus(x["t"]), {})
 
 
 @pytest.mark.parametrize(("size", "millions"), [("S", 33), ("B", 130), ("L", 458), ("XL", 675)])
