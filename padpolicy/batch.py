@@ -105,6 +105,11 @@ class Batch:
             index=self.index[rows],
         )
 
+    @property
+    def instructions(self) -> list[str | None]:
+        """What each sample is told; None where nothing is."""
+        return [text if there else None for text, there in zip(self.text, self.has["text"].tolist(), strict=True)]
+
     def describe(self) -> str:
         """The batch as a table: name, shape, dtype, smallest and largest value, share present."""
         lines = [f"{'field':24} {'shape':22} {'dtype':8} {'min':>10} {'max':>10} present"]

@@ -160,8 +160,7 @@ class Fields:
             has["proprio"] = batch.has["obs.proprio"]
             proprio = self._normalized(batch, "obs.proprio")
         observed = Observed(latents, pixels, depth, proprio, has, batch.time_s["obs"], presents or {})
-        own = [text if there else None for text, there in zip(batch.text, batch.has["text"].tolist(), strict=True)]
-        self.say(observed, own)
+        self.say(observed, batch.instructions)
         return observed
 
     def say(self, observed: Observed, texts: list[str | None]) -> None:

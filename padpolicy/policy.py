@@ -454,14 +454,15 @@ class PadPolicy(nn.Module):
             return self._in_stages(obs, noise or {}, {"prefix": prefix, "prefix_len": prefix_len}, asked)
         started = time.perf_counter()
         if mode not in self.network.modes:
-            raise ValueError(f"mode={mode!r}: expected one of {', '.join(self.network.modes)}, {STAGED}")
+            staged = [STAGED] if {"video", "inverse"} <= set(self.network.modes) else []
+            raise ValueError(f"mode={mode!r}: expected one of {', '.join([*self.network.modes, *staged])}")
         table = self.network.modes[mode]
         axes = {"action" if group == "action" else "future" for group in table.groups}
         obs = _in_mode(table, obs.to(self.device))
         cfg = self.config.diffusion
         guidance = self._guidance(table, guidance)
 
-        own = [text if there else None for text, there in zip(obs.text, obs.has["text"].tolist(), strict=True)]
+        own = obs.instructions
         copies = guidance.copies
         presents = self.fields.presents(obs, table.groups)
         observed = _rows(self.fields.observed(obs, presents), copies)
@@ -548,7 +549,7 @@ class PadPolicy(nn.Module):
         return dataclasses.replace(asked, future_scale=None) if mode.denoised == ("action",) else asked
 
     def encode(self, frames: Tensor) -> Tensor:
-        """Pictures (..., H, W, 3) uint8 as latents (..., C, h, w), float16."""
+        """Pictures (..., H, W, 3) uint8 as latents (..., C, h, w), float32."""
         return self.image_encoder.encode(frames.to(self.device))
 
     def decode(self, latent: Tensor) -> Tensor:
@@ -603,6 +604,10 @@ class PadPolicy(nn.Module):
                 name = f"future.latent_{camera}"
                 frames = future[camera].to(self.device)
                 latents = frames if frames.is_floating_point() else self.image_encoder.encode(frames)
+                expected = (len(obs), len(self.spec.future_offsets_s), *presents[name].shape[2:])
+                if tuple(latents.shape) != expected:
+                    shape = tuple(latents.shape)
+                    raise ValueError(f"mode='inverse': latents of {camera!r} have shape {shape}, expected {expected}")
                 given[name] = self.fields.told(latents.float(), presents[name])
             return given
         return {}
@@ -614,8 +619,11 @@ class PadPolicy(nn.Module):
         if prefix is None:
             return None, None
         expected = (len(obs), self.spec.chunk_steps, self.spec.action_dim)
-        if tuple(prefix.shape) != expected or prefix_len is None:
-            raise ValueError(f"prefix has shape {tuple(prefix.shape)}, expected {expected} and a prefix_len (B,)")
+        if tuple(prefix.shape) != expected or prefix_len is None or tuple(prefix_len.shape) != expected[:1]:
+            given = tuple(prefix.shape), None if prefix_len is None else tuple(prefix_len.shape)
+            raise ValueError(
+                f"prefix and prefix_len have shapes {given[0]} and {given[1]}, expected {expected} and {expected[:1]}"
+            )
         steps = torch.arange(self.spec.chunk_steps, device=self.device)
         clean_BT = steps[None] < prefix_len.to(self.device)[:, None]
         values = present(prefix.to(self.device).float(), clean_BT)

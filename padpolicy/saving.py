@@ -28,6 +28,8 @@ from padpolicy.shipped import shipped
 from padpolicy.spec import PolicyConfig, PolicySpec
 
 FORMAT = 2
+HEADS = (".heads.", "final_layer.")  # weights of a network's answers, ours and PAD's
+FUTURE_HEADS = (".heads.future_", *(f"final_layer.{part}" for part in ("norm", "linear", "adaLN", "d_")))
 HUB = "hub:"  # `hub:OWNER/NAME` is a policy on the Hugging Face hub, `hub:OWNER/NAME@REVISION` one version of it
 FILES = ["policy.json", "model.safetensors", "monitor.json", "image_encoder/*", "text_encoder/*"]
 
@@ -286,10 +288,12 @@ def load_fitting(policy: PadPolicy, name: str | Path) -> list[str]:
                 f"as something else. Set diffusion.{key}={there}, or start without these weights."
             )
     weights, own = _read_weights(folder), policy.state_dict()
-    if theirs.learn_variance != ours.learn_variance:
-        weights = {k: w for k, w in weights.items() if ".heads." not in k}
+    foreign: tuple[str, ...] = ()
     if theirs.future != ours.future or theirs.predict_future != ours.predict_future:
-        weights = {k: w for k, w in weights.items() if ".heads.future_" not in k}
+        foreign = FUTURE_HEADS
+    if theirs.learn_variance != ours.learn_variance:
+        foreign = HEADS
+    weights = {k: w for k, w in weights.items() if not any(part in k for part in foreign)}
     fitting = {k: w.to(own[k].dtype) for k, w in weights.items() if k in own and w.shape == own[k].shape}
     if not fitting:
         raise CheckpointError(

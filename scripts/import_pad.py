@@ -7,11 +7,12 @@ python scripts/import_pad.py runs/pad --out pad.pt --step-s 0.0125
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
-from padpolicy.config import EncodersConfig
+from padpolicy.config import ConfigError, EncodersConfig
 from padpolicy.released import args_of, import_pad, is_released, save_released, weights_of
-from padpolicy.saving import load_policy, save_policy
+from padpolicy.saving import CheckpointError, load_policy, save_policy
 
 
 def main() -> None:
@@ -38,4 +39,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (CheckpointError, ConfigError) as error:
+        sys.exit(f"error: {error}")

@@ -52,10 +52,16 @@ class HashEncoder:
         return SimpleNamespace(tokens=tokens, mask=mask, pooled=pooled)
 
 
-def small_policy(seed: int = 0, model: dict | None = None, action: dict | None = None, **diffusion) -> PadPolicy:
+def small_policy(
+    seed: int = 0,
+    model: dict | None = None,
+    action: dict | None = None,
+    cameras: tuple = ("front", "wrist"),
+    **diffusion,
+) -> PadPolicy:
     """A policy of two narrow blocks whose every weight is random: zero gates would make all laws trivially true."""
     spec = PolicySpec(
-        cameras=["front", "wrist"],
+        cameras=list(cameras),
         depth_cameras=["front"],
         future_cameras=["front"],
         future_depth_cameras=["front"],

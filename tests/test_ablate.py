@@ -160,6 +160,27 @@ def test_curves_stand_where_their_numbers_are():
     assert curves.draw({}, {"x": axis}) == ""
 
 
+def test_a_training_that_ended_early_is_no_cell(tmp_path, monkeypatch):
+    path = study_file(tmp_path, STUDY.replace("experiment=tiny", "experiment=tiny, training.max_seconds=5"))
+    called = []
+    monkeypatch.setattr(ablate, "call", lambda arguments, lock: called.append(arguments[0]))
+    with pytest.raises(ConfigError, match=r"base-3/run: the training ended before its 2 updates"):
+        run(monkeypatch, path, "--out", tmp_path / "out")
+    assert called == ["train"]
+
+
+def test_cells_without_a_validation_loss_stand_in_the_same_table(tmp_path, monkeypatch):
+    path, out = study_file(tmp_path, STUDY.replace("policy: base, ", "")), tmp_path / "out"
+    won = {"open_drawer": [1, 0], "touch_red_cube": [1, 1]}
+    finished(path, out, {("base", 3): won, ("often", 3): won})
+    (out / "often-3" / "run" / "metrics.jsonl").write_text('{"kind": "validation", "step": 2}\n')
+    run(monkeypatch, path, "--out", out, "--table")
+    found = json.loads((out / "results.json").read_text())["arms"]
+    assert found["base"]["validation_loss"] is not None and found["often"]["validation_loss"] is None
+    (out / "often-3" / "run" / "metrics.jsonl").unlink()
+    run(monkeypatch, path, "--out", out, "--table")
+
+
 def test_what_is_done_is_not_run_again(tmp_path, monkeypatch, capfd):
     path, out = study_file(tmp_path), tmp_path / "out"
     finished(path, out, {("base", 3): {"t": [0, 1]}, ("often", 3): {"t": [1, 1]}})

@@ -61,6 +61,23 @@ def test_stages_are_the_whole_plan_and_settings_take_turns() -> None:
     assert next(ticks) == 3 * sum(setting.steps + 4 for setting in (OURS, PAD))
 
 
+def test_a_plan_of_two_modes_has_the_stages_of_both() -> None:
+    policy, ticks = (
+        small_policy(modes={"policy": 0, "joint": 0, "forward": 0, "inverse": 1, "video": 1}),
+        itertools.count(),
+    )
+    setting = Setting("susie", policy.acts_in, 4)
+    (stages,) = time_plans(policy, batch_of(robot_sample(0)), [setting], 1, 0, lambda: float(next(ticks))).values()
+    assert setting.mode == "video_inverse" and stages.step == [1000.0] * 8
+    assert stages.encode == stages.context == [2000.0] and stages.post == [1000.0] and stages.total == [13000.0]
+
+
+def test_a_family_without_a_future_is_not_timed_as_pad() -> None:
+    policy, cfg = small_policy(steps=4), config.load("bench", ["what=latency", "steps=[0]"])
+    policy.config.model.family, policy.network.modes = "unet", {"policy": policy.network.modes["policy"]}
+    assert settings_of(cfg, policy) == [Setting("unet, 4 steps", "policy", 4)]
+
+
 @pytest.mark.parametrize(("setting", "contexts"), [(OURS, 1), (PAD, 4)])
 def test_pads_settings_compute_the_context_in_every_step_and_answer_alike(setting, contexts, monkeypatch) -> None:
     policy, calls = small_policy(), []

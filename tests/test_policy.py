@@ -302,6 +302,14 @@ def test_a_sampling_step_is_one_graph():
             r"noise\['action'\] has shape \(1, 2, 3\), expected \(1, 6, 3\)",
         ),
         (dict(steps=0), "steps=0"),
+        (
+            dict(mode="inverse", future={"front": torch.zeros(1, 1, 4, 2, 2)}),
+            r"latents of 'front' have shape \(1, 1, 4, 2, 2\), expected \(1, 2, ",
+        ),
+        (
+            dict(prefix=torch.zeros(1, 6, 3), prefix_len=torch.tensor([1, 2, 3])),
+            r"have shapes \(1, 6, 3\) and \(3,\), expected \(1, 6, 3\) and \(1,\)",
+        ),
     ],
 )
 def test_bad_calls_say_what_was_expected(call, message):

@@ -244,6 +244,19 @@ def test_what_means_the_same_is_taken_over(another, settings, fresh) -> None:
         assert torch.equal(weight, before[name] if fresh in name else given[name]), name
 
 
+def test_pads_answers_of_the_future_stay_fresh_where_they_mean_something_else(tmp_path) -> None:
+    pad = {"family": "pad", "text": "pooled", "glance": False}
+
+    def policy(future: str) -> PadPolicy:
+        return small_policy(model=pad, cameras=("front",), coupling="pad", times="shared", future=future)
+
+    save_policy(policy("frame"), tmp_path / "p")
+    assert load_fitting(policy("frame"), tmp_path / "p") == []
+    fresh = load_fitting(policy("change"), tmp_path / "p")
+    answers = {name.split("final_layer.")[1].split(".")[0] for name in fresh}
+    assert answers == {"linear", "adaLN_modulation", "d_linear", "d_adaLN_modulation"}
+
+
 @pytest.mark.parametrize("settings", [{"objective": "ddpm"}, {"predict_action": "clean"}])
 def test_answers_that_mean_something_else_are_not_taken_over(another, settings) -> None:
     (key,) = settings

@@ -42,7 +42,7 @@ class BareBlock(nn.Module):
         self.norm2 = nn.LayerNorm(width, elementwise_affine=False)
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, width))
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
         self.modulation = nn.Linear(width, 6 * width)
 
     def forward(
@@ -107,7 +107,7 @@ class BareTraining:
         """action_tokens: the last ones of the noised; they see the context and themselves, not the future."""
         self.device, self.bf16 = device, bf16
         self.model = BareDiT(size).to(device)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, weight_decay=0.01)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, weight_decay=0.01, foreach=True)
         self.context = torch.randn(size.batch, size.context, INPUTS, device=device)
         self.x0 = torch.randn(size.batch, size.noised, INPUTS, device=device)
         self.context_mask = torch.ones(size.batch, 1, 1, size.context, dtype=torch.bool, device=device)

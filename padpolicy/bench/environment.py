@@ -14,12 +14,14 @@ from typing import Any
 from padpolicy.data.collect import ENVS
 
 
-def step_rates(env_id: str, cameras: list[list[str]], image_size: int, steps: int, repeats: int) -> list[float]:
-    """Steps per second of CPU time, one number per selection of cameras, all with depth, drawn by rays.
+def step_rates(
+    env_id: str, renderer: str, cameras: list[list[str]], image_size: int, steps: int, repeats: int
+) -> list[float]:
+    """Steps per second of CPU time, one number per selection of cameras, all with depth.
 
     Every measurement is of `steps` random steps, resets not counted; the selections take turns `repeats` times.
     """
-    arguments = json.dumps([env_id, cameras, image_size, steps, repeats])
+    arguments = json.dumps([env_id, renderer, cameras, image_size, steps, repeats])
     alone = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-m", __name__, arguments], env=alone, capture_output=True, text=True)
     if done.returncode:
@@ -28,11 +30,13 @@ def step_rates(env_id: str, cameras: list[list[str]], image_size: int, steps: in
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _measure(env_id: str, cameras: list[list[str]], image_size: int, steps: int, repeats: int) -> list[float]:
+def _measure(
+    env_id: str, renderer: str, cameras: list[list[str]], image_size: int, steps: int, repeats: int
+) -> list[float]:
     import gymnasium
 
     importlib.import_module(ENVS[env_id].experts)  # registers the environment
-    options: dict[str, Any] = {"depth": True, "image_size": image_size, "renderer": "rays"}
+    options: dict[str, Any] = {"depth": True, "image_size": image_size, "renderer": renderer}
     envs = [gymnasium.make(env_id, disable_env_checker=True, cameras=tuple(names), **options) for names in cameras]
     seconds: list[list[float]] = [[] for _ in envs]
     for env in envs:

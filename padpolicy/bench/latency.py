@@ -26,7 +26,7 @@ from padpolicy.batch import Batch
 from padpolicy.bench.run import acting_policy, machine, make_clock, random_batch, take_turns, untrained_policy
 from padpolicy.config import BenchConfig, TrainConfig
 from padpolicy.device import pick_device
-from padpolicy.model.network import Network
+from padpolicy.model.network import Denoiser
 from padpolicy.policy import PadPolicy
 
 QUANTILES = (50, 95, 99)
@@ -103,11 +103,14 @@ def latency(cfg: BenchConfig, progress: Callable[[int, str], None] = lambda done
 
 
 def settings_of(cfg: BenchConfig, policy: PadPolicy) -> list[Setting]:
-    """Ours at each number of steps, then PAD's unless `pad_steps` is 0."""
+    """The policy's at each number of steps, then PAD's unless `pad_steps` is 0 or it has no mode `joint`."""
+    family = policy.config.model.family
+    whose = "ours" if family == "padpolicy" else family
     counts = [steps or policy.config.diffusion.steps for steps in cfg.steps]
-    ours = [Setting(f"ours, {steps} step{'s' * (steps > 1)}", policy.acts_in, steps) for steps in dict.fromkeys(counts)]
+    names = {steps: f"{whose}, {steps} step{'s' * (steps > 1)}" for steps in counts}
+    ours = [Setting(name, policy.acts_in, steps) for steps, name in names.items()]
     pad = Setting(f"PAD's settings, {cfg.pad_steps} steps", "joint", cfg.pad_steps, keep=False)
-    return [*ours, pad] if cfg.pad_steps else ours
+    return [*ours, pad] if cfg.pad_steps and "joint" in policy.network.modes else ours
 
 
 def time_plans(
@@ -131,11 +134,15 @@ def time_plans(
                 prediction = policy.predict(obs, mode=setting.mode, steps=setting.steps, generator=generator)
                 ended = clock()
             if i >= 0:
-                took = (1e3 * np.diff([started, *marks, ended])).tolist()
-                stages.encode.append(took[0])
-                stages.context.append(took[1])
-                stages.step += took[2:-1]
-                stages.post.append(took[-1])
+                took: dict[str, list[float]] = {"encode": [], "context": [], "step": [], "post": []}
+                before = started
+                for stage, now in [*marks, ("post", ended)]:
+                    took[stage].append(1e3 * (now - before))
+                    before = now
+                stages.encode.append(sum(took["encode"]))  # two of each where one mode comes after another
+                stages.context.append(sum(took["context"]))
+                stages.step += took["step"]
+                stages.post += took["post"]
                 stages.total.append(1e3 * (ended - started))
                 stages.wall.append(prediction.timings_ms["total"])
     progress(plans, "")
@@ -143,25 +150,25 @@ def time_plans(
 
 
 @contextmanager
-def watched(network: Network, keep: bool, clock: Clock) -> Iterator[list[float]]:
-    """The times at which the context is asked for, at which it is there, and at which each denoising step is done.
+def watched(network: Denoiser, keep: bool, clock: Clock) -> Iterator[list[tuple[str, float]]]:
+    """What ended, and when: "encode" where the context is asked for, "context", and "step" for each denoising step.
 
     Args:  keep: else the context is computed anew in each step, as part of it.
     """
-    marks: list[float] = []
+    marks: list[tuple[str, float]] = []
     context, denoise = network.context, network.denoise
 
     def watched_context(observed):
-        marks.append(clock())
+        marks.append(("encode", clock()))
         known = context(observed) if keep else observed
-        marks.append(clock())
+        marks.append(("context", clock()))
         return known
 
     def watched_denoise(mode, known, *rest):
         if not keep:
             torch.compiler.cudagraph_mark_step_begin()  # the last step's context is not needed again
         out = denoise(mode, known if keep else context(known), *rest)
-        marks.append(clock())
+        marks.append(("step", clock()))
         return out
 
     before = {name: vars(network)[name] for name in ("context", "denoise") if name in vars(network)}

@@ -31,8 +31,8 @@ from padpolicy.diffusion.sampler import sample
 from padpolicy.encoders.depth import DepthScale
 from padpolicy.encoders.image import ImageEncoder
 from padpolicy.encoders.text import TextEncoder
-from padpolicy.evaluation.run import commit
 from padpolicy.policy import PadPolicy
+from padpolicy.provenance import commit
 from padpolicy.sample import Sample
 from padpolicy.saving import load_policy
 from padpolicy.shipped import shipped
@@ -66,6 +66,11 @@ def bench(cfg: BenchConfig, progress: Callable[[int, str], None] = lambda done, 
     device = torch.device(pick_device(cfg.device))
     recipe = config.load("train", [f"experiment={cfg.recipe}", "out=unused", "data.path=unused"])
     policy, about = acting_policy(cfg, recipe, device)
+    if missing := {"policy", "joint"} - set(policy.network.modes):
+        raise ConfigError(
+            f"{about}: bench compares plans with and without the future, and model.family={policy.config.model.family} "
+            f"has no mode {missing.pop()!r}. `padpolicy bench latency checkpoint=… steps=[0]` times its plans."
+        )
     clock = make_clock(device)
     measurements: list[tuple[str, Callable[[], Row | dict]]] = [
         ("acting without imagining", lambda: acting(policy, clock, cfg.repeats)),
@@ -127,8 +132,9 @@ def keeping_the_context(policy: PadPolicy, clock: Job, repeats: int) -> Row:
 
 def environment(recipe: TrainConfig, cfg: BenchConfig) -> Row:
     """One core, RGB and depth: one camera against two."""
-    cameras = [["front"], ["front", "wrist"]]
-    one, two = step_rates(recipe.env.id, cameras, recipe.data.image_size, cfg.env_steps, cfg.repeats)
+    names, size = recipe.env.cameras, recipe.data.image_size
+    cameras = [names[:1], names[:2]]
+    one, two = step_rates(recipe.env.id, recipe.env.renderer, cameras, size, cfg.env_steps, cfg.repeats)
     return Row("environment, RGB-D: 1 camera / 2", "steps/s", one, two, one / two)
 
 

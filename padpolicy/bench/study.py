@@ -56,7 +56,7 @@ class Arm:
 
 @dataclass
 class Study:
-    """A study file. In every override `{data}` is the folder of what was collected."""
+    """A study file. In the overrides of `train`, `eval` and `label`, `{data}` is the folder of what was collected."""
 
     updates: int = MISSING  # optimiser steps of every training
     seeds: list[int] = MISSING  # of the trainings; one training per arm and seed
@@ -177,6 +177,7 @@ class Runner:
     def run(self, cells: list[Cell], after: Callable[[], None]) -> None:
         """Collects, trains and evaluates what is missing; `after` is called when a cell is done."""
         with alone(self.out) as lock:
+            self.check(cells)  # again: whoever was waited for may have begun other cells
             for name, command in self.stores.items():
                 if not (mark := self.out / "data" / f"{name}.json").exists():
                     call(command, lock)
@@ -195,9 +196,21 @@ class Runner:
                 ran = [shlex.join(["padpolicy", *command]) for command in commands]
                 write(cell.record, {"asked": self.asked(cell), "commands": ran})
                 for command in commands:
-                    if command[0] != "train" or not self.trained(cell.arm, cell.seed):
+                    if command[0] == "train":
+                        self._train(cell, command, lock)
+                    else:
                         call(command, lock)
                 after()
+
+    def _train(self, cell: Cell, command: list[str], lock: int) -> None:
+        if self.trained(cell.arm, cell.seed):
+            return
+        call(command, lock)
+        if not self.trained(cell.arm, cell.seed):
+            raise ConfigError(
+                f"{self.run_of(cell.arm, cell.seed)}: the training ended before its {self.study.updates} updates. A "
+                "study counts updates: take training.max_seconds out of the file."
+            )
 
     def trained(self, arm: str, seed: int) -> bool:
         return (self.run_of(arm, seed) / "checkpoints" / f"step_{self.study.updates:08d}").is_dir()
@@ -267,7 +280,7 @@ def call(arguments: list[str], lock: int) -> None:
 def write(path: Path, content: Any) -> None:
     """Writes a text, or anything else as JSON, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}")
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
     draft.write_text(content if isinstance(content, str) else json.dumps(content, indent=1) + "\n", encoding="utf-8")
     os.replace(draft, path)
 
@@ -282,7 +295,8 @@ def results_of(cell: Cell) -> dict[str, Any] | None:
 
 def logged(run: Path) -> list[dict[str, Any]]:
     """What a training has logged; a line that was cut short is left out."""
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines() if line.endswith("}")]
+    file = run / "metrics.jsonl"
+    return [json.loads(s) for s in file.read_text().splitlines() if s.endswith("}")] if file.exists() else []
 
 
 def pace(run: Path) -> float | None:
@@ -298,7 +312,7 @@ def training_seconds(run: Path) -> float | None:
 
 def validation_loss(run: Path) -> float | None:
     """The last one, of the actions; None where nothing was held out."""
-    return next((line["loss_action"] for line in reversed(logged(run)) if line["kind"] == "validation"), None)
+    return next((line.get("loss_action") for line in reversed(logged(run)) if line["kind"] == "validation"), None)
 
 
 def costs(cells: list[Cell]) -> dict[str, float]:
@@ -402,7 +416,8 @@ def table(name: str, summary: dict[str, Any]) -> str:
     for arm, row in arms.items():
         low, high = row["ci95"]
         cells = [arm, f"{row['success_rate']:.1%}", f"{low:.1%} to {high:.1%}"]
-        cells[2:2] = [f"{row['validation_loss']:.4f}"] if held_out else []
+        loss = row["validation_loss"]
+        cells[2:2] = ["" if loss is None else f"{loss:.4f}"] if held_out else []
         cells.append(f"{len(row['seeds'])} x {row['episodes_per_seed']}")
         if minus := row.get("minus"):
             low, high = minus["ci95"]

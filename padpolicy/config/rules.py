@@ -60,6 +60,22 @@ _AT_LEAST = {
     "data.obs_steps": 1,
     "data.chunk_steps": 1,
     "data.workers": 0,
+    "encoders.text_tokens": 1,
+    "model.width": 1,
+    "model.depth": 1,
+    "model.heads": 1,
+    "model.patch": 1,
+    "model.depth_size": 1,
+    "model.depth_patch": 1,
+    "model.mlp_ratio": 0,
+    "diffusion.prefix_max_steps": 1,
+    "diffusion.prefix_noise": 0,
+    "diffusion.weight_action": 0,
+    "diffusion.weight_rgb": 0,
+    "diffusion.weight_depth": 0,
+    "training.lr": 0,
+    "training.weight_decay": 0,
+    "training.warmup_steps": 0,
     "image_size": 1,
     "diffusion.action_draws": 1,
     "diffusion.steps": 1,
@@ -123,6 +139,9 @@ _SHARES = (
     "data.video_ratio",
     "data.val_fraction",
     "diffusion.text_dropout",
+    "diffusion.prefix_share",
+    "training.final_lr_fraction",
+    "training.ema",
     "diffusion.obs_dropout",
     "augment.crop",
     "augment.brightness",
@@ -196,6 +215,9 @@ def _check_train(cfg: TrainConfig, need: Callable[[bool, str], None]) -> None:
         training.batch_size % training.accumulate == 0,
         f"training.batch_size={training.batch_size} is not a multiple of training.accumulate={training.accumulate}.",
     )
+    betas = training.betas
+    need(len(betas) == 2 and all(0 <= b < 1 for b in betas), f"training.betas={betas}: two numbers in [0, 1).")
+    need(training.clip_norm > 0, f"training.clip_norm={training.clip_norm}: more than 0; 1e9 shortens no gradient.")
     _check_diffusion(cfg, need)
     need(
         not model.stem_depth or model.eyes == "stem",
@@ -241,6 +263,12 @@ def _check_train(cfg: TrainConfig, need: Callable[[bool, str], None]) -> None:
             need(there, f"diffusion.{name}: unknown mode {mode!r}; did you mean {near[0]}?{of}")
             need(weight >= 0, f"diffusion.{name}.{mode}={weight}: at least 0.")
         need(any(modes.values()), f"diffusion.{name}: every mode has weight 0; nothing would be trained.")
+        used = data.path if name == "modes" else data.videos
+        need(
+            not used or bool(data.future_cameras) or modes.get("policy", 0) > 0,
+            f"diffusion.{name}={modes} imagine or look at a future, and data.future_cameras is empty: nothing would be "
+            "trained.",
+        )
 
 
 def _check_bench(cfg: BenchConfig, need: Callable[[bool, str], None]) -> None:

@@ -471,7 +471,7 @@ SCHEMAS = {
     "bench": BenchConfig,
 }
 
-FAMILIES = {  # family -> the modes that its network has; {}: all
+FAMILIES = {  # family -> the modes that its network has; (): all
     "padpolicy": (),
     "pad": ("joint", "video"),
     "unet": ("policy",),

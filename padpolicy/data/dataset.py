@@ -110,6 +110,15 @@ class Source:
         there = self.store.meta[f"has_{name}"].astype(bool)
         return rows[there[np.searchsorted(self.store.episode_ends, rows, side="right")]]
 
+    def without_future(self) -> float:
+        """Share of the training windows whose imagined frames all lie behind their episode's end."""
+        rows, first_s = self.rows["train"], min(self.cfg.future_offsets_s, default=0.0) / self.speed
+        if not len(rows) or (self.cfg.hold_future and not self.action_free):
+            return 0.0
+        last = self.store.episode_ends[np.searchsorted(self.store.episode_ends, rows, side="right")] - 1
+        left_s = self.timestamp_s[last] - self.timestamp_s[rows]
+        return float((left_s + 0.5 * self.cfg.dt_s / self.speed < first_s).mean())
+
     def sample(self, i: int, rng: np.random.Generator, split: str = "train") -> Sample:
         """Window `i` of a split. `rng` draws the wording."""
         now = int(self.rows[split][i])

@@ -72,16 +72,11 @@ def protocol_of(cfg: EvalConfig, env: Description) -> dict[str, Any]:
     return {"name": name, **facts, "fingerprint": hashlib.sha256(text.encode()).hexdigest()[:12]}
 
 
-def same_protocol(a: Mapping[str, Any], b: Mapping[str, Any], but: Sequence[str] = ()) -> bool:
-    """Whether two results may stand in one table, given their `protocol` entries.
-
-    Args:  but: facts that may differ, because the table is about them: ("exec_steps",).
-    """
-    return not protocol_differences(a, b, but)
-
-
 def protocol_differences(a: Mapping[str, Any], b: Mapping[str, Any], but: Sequence[str] = ()) -> list[str]:
-    """The facts in which two `protocol` entries differ, as "max_steps: 500, 300", for people."""
+    """The facts in which two `protocol` entries differ, as "max_steps: 500, 300"; such results share no table.
+
+    Args:  but: facts that may differ, because the table is about them: ["exec_steps"].
+    """
     facts = dict.fromkeys([*a, *b])
     return [
         f"{f}: {a.get(f)}, {b.get(f)}" for f in facts if f not in ("name", "fingerprint", *but) and a.get(f) != b.get(f)

@@ -53,13 +53,14 @@ def imagination_report(
     seed: int = 0,
     steps: int | None = None,
     sampler: str | None = None,
+    guidance: float | None = None,
 ) -> dict[str, Any]:
     """Measures imagined futures against the real ones.
 
     Args:     samples: about how many moments are looked at.
               steps: network calls; None: the policy's own number. In one, a policy that says what is clean imagines the
                   mean of what may come.
-              sampler: see `Policy.predict`.
+              sampler, guidance: see `Policy.predict`.
     Returns:  retrieval (share of moments whose imagined frame is nearest, by latent distance, to its own future
               among `candidates`; and of the present's), static_psnr (dB of imagined pixels that do not move, and of
               the encoder's own reconstruction), moving (error on moving pixels divided by that of the present),
@@ -67,7 +68,8 @@ def imagination_report(
               of actions read off two frames; and of those it would plan itself), each with ci95 over episodes;
               episodes, samples; page (the same in words, for the report). "forward" and "inverse" are there if the
               policy has learned those modes.
-    Raises:   ValueError if the policy imagines nothing, or no two episodes of a family are long enough.
+    Raises:   ValueError if the policy imagines nothing, the store's actions are not as far apart as the policy's, or no
+              two episodes of a family that have all that it looks at are long enough.
     """
     spec = policy.spec
     if not policy.imagines_in:
@@ -75,13 +77,20 @@ def imagination_report(
             "imagination=STORE: this policy never learned to imagine (data.future_cameras and diffusion.modes.joint)."
         )
     store = Store.open(store_path)
+    dt_s = store.action_spec.dt_s if store.action_spec else 0.0
+    if abs(dt_s - spec.dt_s) > 0.01 * spec.dt_s:
+        there = f"its actions are {dt_s:g} s apart" if dt_s else "it has no actions"
+        raise ValueError(
+            f"{store_path}: {there}, and the policy's are {spec.dt_s:g} s apart. imagination= needs demonstrations at "
+            "the policy's rate."
+        )
     chosen = _choose(store, spec, samples, seed)
     if not chosen:
         ahead_s = max(spec.future_offsets_s)
         raise ValueError(
             f"{store_path}: no two episodes of one family last longer than the {ahead_s:g} s that are imagined."
         )
-    how = {"steps": steps, "sampler": sampler}
+    how = {"steps": steps, "sampler": sampler, "guidance": guidance}
     parts = [_measure(policy, _load(store, spec, moments), seed + i, how) for i, moments in enumerate(chosen)]
     all_of = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     found = _summary(all_of, seed)
@@ -96,7 +105,11 @@ def _choose(store: Store, spec: PolicySpec, samples: int, seed: int) -> list[lis
     """Groups of (episode, step): full groups first, families in turn, until `samples` moments are together."""
     ahead = round(max(spec.future_offsets_s) / spec.dt_s)
     by_place: dict[tuple[str, int], list[tuple[int, int]]] = {}
+    needed = {f"rgb_{camera}" for camera in (*spec.cameras, *spec.future_cameras)}
+    needed |= {f"depth_{camera}" for camera in spec.depth_cameras}
     for episode in range(store.n_episodes):
+        if not all(store.has(name, episode) for name in needed):
+            continue
         start, stop = store.bounds(episode)
         task = store.task_of(episode) or {}
         family = str(task.get("family") or task.get("name", ""))

@@ -126,6 +126,7 @@ def run_evaluation(cfg: EvalConfig, policy: Policy | None = None, progress: Prog
             seed=cfg.seed,
             steps=cfg.steps or None,
             sampler=cfg.sampler or None,
+            guidance=cfg.guidance or None,
         )
     results["dt_s"] = dt_s
     results["future_offsets_s"] = list(policy.spec.future_offsets_s)

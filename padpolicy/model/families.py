@@ -23,6 +23,7 @@ from padpolicy.model.tokens import Tokens
 from padpolicy.spec import PolicyConfig
 
 ALONE = {  # settings that only some families have a place for; sizes, which recipes set for ours, are not among them
+    "recompute": ("padpolicy", "pad"),
     "coarse_cameras": ("padpolicy",),
     "stem_depth": ("padpolicy",),
     "glance": ("padpolicy",),
@@ -163,6 +164,11 @@ def _condition(config: PolicyConfig, pooled_width: int, said: int) -> Condition:
         )
     if spec.cameras and spec.image_size < (smallest := smallest_side(model.resnet_stages)):
         raise ConfigError(f"data.image_size={spec.image_size}: model.eyes=resnet sees nothing below {smallest} pixels.")
+    if config.diffusion.coupling != "blind":
+        raise ConfigError(
+            f"diffusion.coupling={config.diffusion.coupling!r}: model.family={model.family} imagines nothing that an "
+            "action could see; leave it out."
+        )
     for key in ("depth_cameras", "future_cameras", "future_depth_cameras"):
         if getattr(spec, key):
             raise ConfigError(

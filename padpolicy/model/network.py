@@ -105,7 +105,8 @@ class Denoiser(nn.Module):
 
         Fields may have n rows for each row of the context, one after the other: n noise draws of one observation.
 
-        Args:  x: noised fields, and given ones clean.   tau: group -> (B,) noise time in [0, 1]; given groups are 0.
+        Args:  x: noised fields, and given ones clean.
+               tau: group -> (B n,) noise time in [0, 1], a number per row of x; given groups are 0.
                time_s: "future" -> (B, F), "action" -> (B, T), seconds from now, or what `when` makes of them.
                has: field -> (B,) bool; None: everything in x is there.
                clean_BT: action steps that are a known, clean prefix; None: there are none.

@@ -42,7 +42,7 @@ def train(cfg: TrainConfig, progress: Progress = lambda step, numbers: None) -> 
     Args:  progress: called after every step with the numbers of the last log line.
     Raises:  ConfigError, StoreError, CheckpointError: what was expected, what came and what to do; ConfigError too if
              cfg.out was begun with other settings.
-    Warns:   if the model has a glance that was not taught.
+    Warns:   if the model has a glance that was not taught, or many windows have nothing to teach.
     """
     device = pick_device(cfg.training.device)
     if cfg.training.threads:
@@ -62,6 +62,16 @@ def train(cfg: TrainConfig, progress: Progress = lambda step, numbers: None) -> 
                 "scripts/train_eye.py first and give its folder as training.init, or set model.glance=false.",
                 stacklevel=2,
             )
+        if not policy.learned("policy") and not begun and here.leads:
+            lost = max(
+                (source.without_future() for source in data.mixture.sources if not source.action_free), default=0
+            )
+            if lost > 0.05:
+                warnings.warn(
+                    f"{lost:.0%} of the windows end before the first imagined frame, and diffusion.modes has no "
+                    "`policy`: they teach nothing. data.hold_future=true shows them the last frame.",
+                    stacklevel=2,
+                )
         here.share(policy.state_dict().values())
         optimizer = make_optimizer(policy, cfg)
         ema = EMA(policy, cfg.training.ema) if cfg.training.ema > 0 else None

@@ -77,6 +77,8 @@ def test_frames_behind_the_end_can_be_the_last_one(robot):
         assert all(np.array_equal(a.fields[name], b.fields[name]) for name in b.fields)
         assert np.array_equal(a.time_s["future"], b.time_s["future"])
         assert np.array_equal(a.is_pad["action"], b.is_pad["action"])
+    lost = np.mean([plain.sample(i, np.random.default_rng(0)).is_pad["future"].all() for i in range(plain.n_windows())])
+    assert plain.without_future() == lost > 0 and held.without_future() == 0
     watched = open_source(robot, make_cfg(hold_future=True), action_free=True)
     assert watched.sample(watched.n_windows() - 1, np.random.default_rng(0)).is_pad["future"].all()
 

@@ -88,6 +88,8 @@ def test_modes_that_were_not_learned_are_not_measured(store, unlearned):
 def test_what_cannot_be_measured_is_said(store):
     with pytest.raises(ValueError, match="never learned to imagine"):
         imagination_report(fakes.FakePolicy(future_cameras=[]), store)
+    with pytest.raises(ValueError, match="actions are 0.1 s apart, and the policy's are 0.05 s apart"):
+        imagination_report(fakes.FakePolicy(dt_s=0.05), store)
     with pytest.raises(ValueError, match="last longer than the 5 s"):
         imagination_report(fakes.FakePolicy(future_offsets_s=[5.0]), store)
 
