@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from padpolicy.config import ConfigError, RobotConfig
-from padpolicy.control.robots.side import named
+from padpolicy.control.robots.named import named
 from padpolicy.control.safety import check_config
 
 _NO_POSITION = re.compile(r"(^|[._])(vel|velocity|vx|vy|vtheta|torque|effort|delta)([._]|$)")

@@ -6,7 +6,6 @@ Plan -> Safety -> setpoint -> [inverse kinematics -> limits of the joints] -> Ar
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +16,7 @@ import numpy as np
 
 from padpolicy.config import ConfigError, RobotConfig
 from padpolicy.control.robot import Intervention, Observation, Plan, RobotSpec, Status
+from padpolicy.control.robots.named import named
 from padpolicy.control.safety import Limiter, Safety
 
 
@@ -92,15 +92,6 @@ def make_arm(cfg: RobotConfig) -> Arm:
     raise ConfigError(
         f"robot.kind={cfg.kind!r}: expected 'tabletop', 'lerobot' or 'arm'; robot=NAME takes one of ours."
     )
-
-
-def named(path: str) -> Any:
-    """What `package.module:name` stands for. Raises ConfigError if there is no such thing."""
-    module, _, name = path.partition(":")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"robot.make={path!r}: expected package.module:function; {error}.") from None
 
 
 class Log:

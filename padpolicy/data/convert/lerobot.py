@@ -5,9 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
-import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,17 +17,21 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from padpolicy.data.actions import ActionSpec
+from padpolicy.data.convert.lerobot_layout import EPISODES, INFO, OURS, STATE, block_checksum, feature_keys
 from padpolicy.data.convert.lerobot_video import Video
-from padpolicy.data.convert.recording import ConvertError, DamagedError, Notes, Options, action_notes
+from padpolicy.data.convert.lerobot_writer import LeRobotWriter
+from padpolicy.data.convert.recording import (
+    ConvertError,
+    DamagedError,
+    Notes,
+    Options,
+    action_notes,
+    damage_named,
+)
 from padpolicy.data.letterbox import letterbox
 from padpolicy.data.store import Episode, Rows, StoreSpec
 
 NAME = "LeRobotDataset v2.1 or v3.0"
-INFO = "meta/info.json"
-EPISODES = "meta/episodes"  # v3.0: a folder of parquet files
-IMAGES = "observation.images."
-STATE = "observation.state"
-OURS = "padpolicy"  # the block in info.json, and what the names of our columns of the episodes begin with
 _RECORDERS = {"timestamp", "frame_index", "episode_index", "index", "task_index"}  # features that every data set has
 _MAX_SIDE = 1 << 14  # pixels of a picture or numbers of a vector; more is a damaged number
 _DEPTH = {"depth_min": 0.01, "depth_max": 10.0, "shift": 3.5, "use_log": True}  # of depth videos that do not say
@@ -46,43 +48,9 @@ def read(path: Path, options: Options) -> LeRobot:
     return LeRobot(path, options)
 
 
-def create(path: Path, spec: StoreSpec, total: int) -> Any:
+def create(path: Path, spec: StoreSpec, total: int) -> LeRobotWriter:
     """Opens a v3.0 data set for writing."""
-    from padpolicy.data.convert.lerobot_writer import LeRobotWriter
-
     return LeRobotWriter(path, spec)
-
-
-def feature_keys(spec: StoreSpec) -> dict[str, str]:
-    """Our fields and the features that they are written as."""
-    keys = {f"rgb_{camera}": IMAGES + camera for camera in spec.cameras}
-    keys |= {f"depth_{camera}": f"{IMAGES}{camera}_depth" for camera in spec.depth_cameras}
-    if spec.proprio is not None:
-        keys["proprio"] = STATE
-    if spec.action is not None:
-        keys["action"] = "action"
-    if spec.executed:
-        keys["executed"] = "executed"
-    return keys
-
-
-def block_checksum(spec: dict[str, Any]) -> int:
-    """Of our block in info.json: the file has no checksum of its own."""
-    return zlib.crc32(json.dumps(spec, sort_keys=True).encode())
-
-
-@contextmanager
-def damage_named(file: Path) -> Iterator[None]:
-    """Whatever a library raises on damaged bytes becomes a DamagedError that names the file."""
-    try:
-        yield
-    except ConvertError:
-        raise
-    except Exception as error:
-        text = " ".join(str(error).split())[:300]
-        raise DamagedError(
-            f"{file}: cannot be read ({type(error).__name__}: {text}). Restore it from a copy."
-        ) from error
 
 
 def _metadata(file: Path, load: Callable[[Path], Any]) -> Any:

@@ -24,9 +24,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from padpolicy.data.convert.lerobot import EPISODES, INFO, OURS, block_checksum, damage_named, feature_keys
+from padpolicy.data.convert.lerobot_layout import EPISODES, INFO, OURS, block_checksum, feature_keys
 from padpolicy.data.convert.lerobot_video import PIXELS, Video, encode, encoder, join
-from padpolicy.data.convert.recording import ConvertError, DamagedError
+from padpolicy.data.convert.recording import ConvertError, DamagedError, damage_named
 from padpolicy.data.layout import row_shape
 from padpolicy.data.store import Episode, Rows, StoreSpec
 

@@ -8,7 +8,8 @@ error names the option.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -24,6 +25,20 @@ class ConvertError(StoreError):
 
 class DamagedError(ConvertError):
     """One episode that cannot be read, while others may: `skip_damaged` leaves it out."""
+
+
+@contextmanager
+def damage_named(file: Path) -> Iterator[None]:
+    """Whatever a library raises on damaged bytes becomes a DamagedError that names the file."""
+    try:
+        yield
+    except ConvertError:
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())[:300]
+        raise DamagedError(
+            f"{file}: cannot be read ({type(error).__name__}: {text}). Restore it from a copy."
+        ) from error
 
 
 @dataclass(frozen=True)
