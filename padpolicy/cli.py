@@ -187,7 +187,7 @@ def validate(arguments: list[str]) -> int:
 def convert(arguments: list[str]) -> int:
     """padpolicy convert SRC DST [--to ours|replay_buffer|lerobot] [options]
 
-    Reads whatever recording is at SRC (our own stores, LeRobotDataset v2.1 and v3.0, ReplayBuffer zarr, robomimic HDF5,
+    Reads whatever recording is at SRC (our own stores, LeRobotDataset v2.0 to v3.0, ReplayBuffer zarr, robomimic HDF5,
     RLDS tfrecords, folders of video files) and writes it at DST. The same command again goes on where one was stopped.
     """
     from padpolicy.data.convert import Options, convert

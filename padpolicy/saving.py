@@ -110,7 +110,7 @@ def find_policy(name: str | Path) -> Path:
         return steps[-1].parent
     raise CheckpointError(
         f"no policy at {str(name)!r}: expected a folder with policy.json and model.safetensors, a training run with "
-        "checkpoints/step_*, or the name of a shipped policy (tabletop)."
+        "checkpoints/step_*, or the name of a shipped policy (metaworld10, tabletop)."
     )
 
 

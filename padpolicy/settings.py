@@ -98,7 +98,7 @@ def parse_options(cls: type[T], arguments: Sequence[str]) -> tuple[T, list[str]]
 
 
 def _comments(module: ModuleType) -> dict[tuple[str, str], str]:
-    """(class, setting) -> the comment on the line where the setting begins."""
+    """(class, setting) -> the comments above the setting and on its lines."""
     source = inspect.getsource(module)
     text = source.splitlines()
     found = {}
@@ -106,8 +106,12 @@ def _comments(module: ModuleType) -> dict[tuple[str, str], str]:
         if isinstance(node, ast.ClassDef):
             for item in node.body:
                 if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
-                    _, hash_sign, comment = text[item.lineno - 1].partition("  # ")
-                    found[node.name, item.target.id] = comment if hash_sign else ""
+                    first = item.lineno - 1
+                    while text[first - 1].startswith("    # "):
+                        first -= 1
+                    own = text[first : item.end_lineno]
+                    said = [line.partition("# ")[2] for line in own if "  # " in line]
+                    found[node.name, item.target.id] = " ".join(said)
     return found
 
 

@@ -7,10 +7,10 @@ is worth 1: what is looked for is where things are, however close to each other 
 demonstrations is needed. Only the eye and the glance are trained here, at many times the speed of the whole network;
 `training.init` then starts from them. The eye of the shipped policy (with plain errors, still):
 
-    python scripts/train_eye.py experiment=tabletop data.path=runs/tabletop.zarr out=runs/eye
+    python scripts/train_eye.py experiment=tabletop data.path=runs/tabletop.zarr out=runs/eye --steps 2600
 
-Settings are those of `padpolicy train`, of which data, model, encoders and training.{threads,device} matter;
---steps, --batch and --lr are this script's own.
+Settings are those of `padpolicy train`, of which seed, data, model, encoders and
+training.{init,threads,device,precision,weight_decay,clip_norm} matter; --steps, --batch and --lr are this script's own.
 """
 
 from __future__ import annotations

@@ -127,6 +127,7 @@ LIGHT = [
     "padpolicy.control.robots.lerobot",
     "padpolicy.control.robots.process",
     "padpolicy.control.safety",
+    "padpolicy.control.server",
     "padpolicy.control.track",
     "padpolicy.control.watch",
     "padpolicy.control.wire",

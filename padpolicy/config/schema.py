@@ -207,7 +207,8 @@ class TrainConfig:
 class EvalConfig:
     """`padpolicy eval`. The evaluation's settings stand at the top level: `episodes_per_task=10`."""
 
-    checkpoint: str = MISSING  # run directory, checkpoint directory, or the name of a shipped policy ("tabletop")
+    # run directory, checkpoint directory, hub:OWNER/NAME[@REVISION], or a shipped policy: "tabletop", "metaworld10"
+    checkpoint: str = MISSING
     out: str = MISSING  # folder for results.json, videos/ and index.html
     tasks: list[str] = field(default_factory=list)  # empty: all that are not held out
     env: EnvConfig = field(default_factory=EnvConfig)

@@ -122,10 +122,10 @@ def check_fit(spec: PolicySpec, env: Description, cfg: EvalConfig) -> None:
             f"{where} takes actions of {dims} dims, the policy gives {spec.action_dim} "
             f"({', '.join(spec.action.get('names', [])) or 'unnamed'}). It was trained for another robot."
         )
-    if spec.action.get("kind") == "relative_to_chunk_start":
+    if spec.action.get("kind") == "relative_to_chunk_start" and cfg.execution == "chunk":
         raise ValueError(
             f"the policy's actions are relative to the start of their chunk, and {where} would take each as it is. "
-            "Train on absolute actions or deltas."
+            "Train on absolute actions or deltas, or evaluate with execution=waypoint."
         )
     if spec.renderer and env.renderer and spec.renderer != env.renderer:
         raise ValueError(

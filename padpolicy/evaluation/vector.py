@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib
 import multiprocessing
+import signal
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -275,8 +276,12 @@ class VectorEnv:
         try:
             kind, payload = self._pipes[worker].recv()
         except (EOFError, ConnectionResetError):
+            self._processes[worker].join(timeout=5)
             code = self._processes[worker].exitcode
-            raise RuntimeError(f"environment worker {worker} died (exit code {code}); its output says why.") from None
+            how = f"of {signal.Signals(-code).name}" if code and code < 0 else f"with exit code {code}"
+            raise RuntimeError(
+                f"environment worker {worker} died {how}; its output says why, if anything does. Run the command again."
+            ) from None
         if kind == "value":
             raise ValueError(payload)
         if kind == "crash":

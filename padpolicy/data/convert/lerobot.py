@@ -31,7 +31,7 @@ from padpolicy.data.convert.recording import (
 from padpolicy.data.letterbox import letterbox
 from padpolicy.data.store import Episode, Rows, StoreSpec
 
-NAME = "LeRobotDataset v2.1 or v3.0"
+NAME = "LeRobotDataset v2.0, v2.1 or v3.0"
 _RECORDERS = {"timestamp", "frame_index", "episode_index", "index", "task_index"}  # features that every data set has
 _MAX_SIDE = 1 << 14  # pixels of a picture or numbers of a vector; more is a damaged number
 _DEPTH = {"depth_min": 0.01, "depth_max": 10.0, "shift": 3.5, "use_log": True}  # of depth videos that do not say
