@@ -266,7 +266,10 @@ class VectorEnv:
         for slot, command in commands.items():
             shares.setdefault(self._worker_of[slot], {})[slot] = command
         for worker, share in shares.items():
-            self._pipes[worker].send(share)
+            try:
+                self._pipes[worker].send(share)
+            except OSError:
+                raise self._died(worker) from None
         replies: dict[int, list[Step]] = {}
         for worker in shares:
             replies.update(self._receive(worker))
@@ -276,17 +279,20 @@ class VectorEnv:
         try:
             kind, payload = self._pipes[worker].recv()
         except (EOFError, ConnectionResetError):
-            self._processes[worker].join(timeout=5)
-            code = self._processes[worker].exitcode
-            how = f"of {signal.Signals(-code).name}" if code and code < 0 else f"with exit code {code}"
-            raise RuntimeError(
-                f"environment worker {worker} died {how}; its output says why, if anything does. Run the command again."
-            ) from None
+            raise self._died(worker) from None
         if kind == "value":
             raise ValueError(payload)
         if kind == "crash":
             raise RuntimeError(f"environment worker {worker} failed:\n{payload}")
         return payload
+
+    def _died(self, worker: int) -> RuntimeError:
+        self._processes[worker].join(timeout=5)
+        code = self._processes[worker].exitcode
+        how = f"of {signal.Signals(-code).name}" if code and code < 0 else f"with exit code {code}"
+        return RuntimeError(
+            f"environment worker {worker} died {how}; its output says why, if anything does. Run the command again."
+        )
 
     def close(self) -> None:
         if self._local is not None:

@@ -1,6 +1,8 @@
 """Laws of the closed loop, on a tiny environment and a tiny policy."""
 
 import dataclasses
+import os
+import signal
 
 import fakes
 import numpy as np
@@ -333,6 +335,16 @@ def test_vector_stops_at_the_end_of_an_episode():
     assert len(steps[1]) == 2 and len(steps[0]) < 20
     assert steps[0][-1].terminated and steps[0][-1].success and steps[0][-1].watched == {"right": False}
     assert not any(step.terminated for step in steps[0][:-1])
+
+
+@pytest.mark.parametrize("before_it_is_told", [False, True])
+def test_a_worker_that_is_killed_says_of_what(before_it_is_told):
+    with VectorEnv(ENV, 2, 2) as envs:
+        os.kill(envs._processes[1].pid, signal.SIGKILL)
+        if before_it_is_told:
+            envs._processes[1].join()
+        with pytest.raises(RuntimeError, match="environment worker 1 died of SIGKILL; its output"):
+            envs.run({0: Reset(0, {"task": "left"}), 1: Reset(0, {"task": "right"})})
 
 
 def test_episode_list():
