@@ -153,9 +153,9 @@ class Runner:
 
         Raises:  ConfigError naming the setting that is wrong, or the cell or store that was begun under other ones.
         """
-        for name, (verb, *overrides) in self.stores.items():
+        self._check_unchanged(cells)
+        for verb, *overrides in self.stores.values():
             config.load(verb, overrides)
-            self._same(self.out / "data" / f"{name}.json", (self.study.data | self.study.labels)[name])
         evaluated = []
         for cell in {cell.arm: cell for cell in cells}.values():
             arm = self.study.arms[cell.arm]
@@ -164,6 +164,10 @@ class Runner:
             if arm.evaluate not in evaluated:  # composing takes its time
                 config.load("eval", self.eval_command(cell)[1:])
                 evaluated.append(arm.evaluate)
+
+    def _check_unchanged(self, cells: list[Cell]) -> None:
+        for name, asked in (self.study.data | self.study.labels).items():
+            self._same(self.out / "data" / f"{name}.json", asked)
         for cell in cells:
             self._same(cell.record, self.asked(cell))
 
@@ -177,7 +181,7 @@ class Runner:
     def run(self, cells: list[Cell], after: Callable[[], None]) -> None:
         """Collects, trains and evaluates what is missing; `after` is called when a cell is done."""
         with alone(self.out) as lock:
-            self.check(cells)  # again: whoever was waited for may have begun other cells
+            self._check_unchanged(cells)  # again: whoever was waited for may have begun other cells
             for name, command in self.stores.items():
                 if not (mark := self.out / "data" / f"{name}.json").exists():
                     call(command, lock)

@@ -212,15 +212,15 @@ def _measure(policy: Policy, group: _Group, seed: int, how: dict[str, Any]) -> d
     if policy.learned("inverse"):
         futures = {cam: torch.from_numpy(frames) for cam, frames in group.then.items()}
 
-        def actions(mode: str, **given: Any) -> np.ndarray:
+        def said(mode: str, **given: Any) -> np.ndarray:
             generator = torch.Generator().manual_seed(seed)
             action = policy.predict(obs, mode=mode, generator=generator, **given, **how).action
             assert action is not None  # modes that give actions
             return np.where(group.real[..., None], action.float().cpu().numpy(), np.nan)
 
         found["action"] = np.where(group.real[..., None], group.actions, np.nan)
-        found["action_read"] = actions("inverse", future=futures)
-        found["action_planned"] = actions(policy.acts_in)
+        found["action_read"] = said("inverse", future=futures)
+        found["action_planned"] = said(policy.acts_in)
     return found
 
 
